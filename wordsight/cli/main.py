@@ -1,0 +1,66 @@
+"""The command line: `wordsight COMMAND`. Each command lives in its own file, which is imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+# command -> (module in wordsight.cli, one line for `wordsight --help`); every module has a click command (or group) named `command`.
+COMMANDS = {
+    "quickstart": "Train a small CLIP on the embedded pictures, judge it and ask it things.",
+    "train": "Train a model by a recipe, into a run folder.",
+    "evaluate": "Measure a model: zero-shot classification and retrieval.",
+    "classify": "Name pictures from your own list of labels.",
+    "embed": "Turn pictures or texts into vectors (npy or Parquet).",
+    "convert": "Write a checkpoint in another library's format.",
+    "models": "List the catalogue, with sizes.",
+    "data": "Look at a data set: stats, check, build.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called, so that `wordsight --help` stays quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"wordsight.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="wordsight")
+def cli() -> None:
+    """Wordsight: train, judge and use vision-language models.
+
+    Begin with `wordsight quickstart`; `wordsight COMMAND --help` teaches each command.
+    """
+
+
+def main() -> None:
+    """Run the command line; exit code 0 done, 1 failed, 2 wrong usage."""
+    try:
+        code = cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Stopped.", err=True)
+        code = 130
+    except (ValueError, OSError) as error:  # what a user can mend; anything else keeps its traceback
+        click.echo(f"Error: {error}", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The protocols by which rooms know a model: by what it can do, never by its name.
+
+Shape legend: B batch, N texts, L text length in tokens, D embedding width, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from wordsight.types import Batch, Term
+
+
+@runtime_checkable
+class System(Protocol):
+    """Something that can be trained: an nn.Module whose loss is visible in its own file."""
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """Named terms of the training loss on one batch (normalised float pixels)."""
+        ...
+
+
+@runtime_checkable
+class ContrastiveSystem(System, Protocol):
+    """A system whose loss couples the samples of a batch, so that it can't be accumulated naively.
+
+    The loop calls `embeddings` on micro-batches (twice, with the same random numbers), gathers them over micro-batches and
+    ranks, and calls `loss_from_embeddings` once on the whole batch.
+    """
+
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """Per-sample tensors, each [B, ...], that `loss_from_embeddings` needs; ids without gradient may be among them."""
+        ...
+
+    def loss_from_embeddings(self, embeddings: Mapping[str, Tensor]) -> dict[str, Term]:
+        """The loss terms from the whole (global) batch's embeddings."""
+        ...
+
+    def loss_parameters(self) -> Sequence[nn.Parameter]:
+        """Parameters that `loss_from_embeddings` itself uses (scale, bias), outside of the towers."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A dual encoder: images and texts in one space."""
+
+    log_scale: Tensor
+    logit_bias: Tensor | None
+
+    def encode_image(self, pixels: Tensor, *, normalize: bool = True) -> Tensor:
+        """[B, 3, H, W] normalised float pixels -> [B, D], L2-normalised unless `normalize=False`."""
+        ...
+
+    def encode_text(self, tokens: Tensor, *, normalize: bool = True) -> Tensor:
+        """[N, L] int64 tokens -> [N, D], L2-normalised unless `normalize=False`."""
+        ...
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """A PIL image of any size and mode -> float [3, H, W], as the model wants it."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> int64 [N, L]."""
+        ...
+
+    def embed_images(self, images: Iterable[str | Path | Image.Image], *, batch_size: int = 64, progress: bool = False) -> Tensor:
+        """Paths or PIL images -> [N, D] float32 on the CPU, L2-normalised, without gradients."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
+        """Texts -> [N, D] float32 on the CPU, L2-normalised, without gradients."""
+        ...
+
+
+class Evaluator(Protocol):
+    """A protocol of measurement: the same object runs in training and from the command line."""
+
+    def run(self, model: Any, data: Any) -> dict[str, Any]:
+        """Named Metrics; a model without the capability that this needs is an error that names the method."""
+        ...
