@@ -1,0 +1,125 @@
+"""The catalogue: one literal table of every named model, its architecture, its size and its paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from wordsight.models.contrastive.clip import CLIPConfig
+from wordsight.nn.resnet import ResNetConfig
+from wordsight.nn.text import TextConfig
+from wordsight.nn.vit import ViTConfig
+
+CLIP_PAPER = "arXiv 2103.00020"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One named model.
+
+    Attributes:
+        name: as `load`, `create` and the command line take it.
+        config: its architecture.
+        num_parameters: of the whole model.
+        paper: where it is from.
+        summary: one line for a list.
+    """
+
+    name: str
+    config: CLIPConfig
+    num_parameters: int
+    paper: str
+    summary: str
+
+
+def _vit(patch: int, width: int, layers: int, image_size: int, embed_dim: int, text_width: int) -> CLIPConfig:
+    """A published CLIP with a vision transformer: a head per 64 of width in both towers."""
+    return CLIPConfig(
+        embed_dim=embed_dim,
+        image=ViTConfig(image_size_px=image_size, patch_size_px=patch, width=width, num_layers=layers, num_heads=width // 64),
+        text=TextConfig(width=text_width, num_heads=text_width // 64),
+    )
+
+
+def _resnet(layers: tuple[int, int, int, int], width: int, image_size: int, embed_dim: int, text_width: int) -> CLIPConfig:
+    """A published CLIP with a modified ResNet: a head per 64 of the last map's 32 * width channels."""
+    return CLIPConfig(
+        embed_dim=embed_dim,
+        image=ResNetConfig(image_size_px=image_size, layers=layers, width=width, num_heads=width * 32 // 64),
+        text=TextConfig(width=text_width, num_heads=text_width // 64),
+    )
+
+
+# (name, config, parameters): arXiv 2103.00020, tables 19 and 20
+_PUBLISHED = (
+    ("RN50", _resnet((3, 4, 6, 3), 64, 224, 1024, 512), 102_007_137),
+    ("RN101", _resnet((3, 4, 23, 3), 64, 224, 512, 512), 119_688_033),
+    ("RN50x4", _resnet((4, 6, 10, 6), 80, 288, 640, 640), 178_300_601),
+    ("RN50x16", _resnet((6, 8, 18, 8), 96, 384, 768, 768), 290_979_217),
+    ("RN50x64", _resnet((3, 15, 36, 10), 128, 448, 1024, 1024), 623_258_305),
+    ("ViT-B/32", _vit(32, 768, 12, 224, 512, 512), 151_277_313),
+    ("ViT-B/16", _vit(16, 768, 12, 224, 512, 512), 149_620_737),
+    ("ViT-L/14", _vit(14, 1024, 24, 224, 768, 768), 427_616_513),
+    ("ViT-L/14@336", _vit(14, 1024, 24, 336, 768, 768), 427_944_193),
+)
+
+_TINY_TEXT = TextConfig(context_length=32, width=32, num_layers=2, num_heads=2)
+_OWN = (
+    Entry(
+        name="clip-tiny",
+        config=CLIPConfig(
+            embed_dim=16,
+            image=ViTConfig(image_size_px=32, patch_size_px=8, width=32, num_layers=2, num_heads=2),
+            text=_TINY_TEXT,
+        ),
+        num_parameters=1_640_833,
+        paper=CLIP_PAPER,
+        summary="for tests: both towers 2 layers of 32",
+    ),
+    Entry(
+        name="clip-tiny-resnet",
+        config=CLIPConfig(
+            embed_dim=16,
+            image=ResNetConfig(image_size_px=32, layers=(1, 1, 1, 1), width=8, num_heads=4),
+            text=_TINY_TEXT,
+        ),
+        num_parameters=1_937_837,
+        paper=CLIP_PAPER,
+        summary="for tests: one bottleneck a stage, text 2 layers of 32",
+    ),
+)
+
+CATALOG: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        *(
+            Entry(name=name, config=config, num_parameters=size, paper=CLIP_PAPER, summary="published CLIP, QuickGELU")
+            for name, config, size in _PUBLISHED
+        ),
+        *(
+            Entry(
+                name=f"{name}-gelu",
+                config=replace(config, activation="gelu"),
+                num_parameters=size,
+                paper=CLIP_PAPER,
+                summary="the same with GELU (weights trained by open_clip)",
+            )
+            for name, config, size in _PUBLISHED
+        ),
+        *_OWN,
+    )
+}
+
+
+def find(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        ValueError: if there is none, with the nearest names.
+    """
+    if name in CATALOG:
+        return CATALOG[name]
+    by_folded = {known.casefold(): known for known in CATALOG}
+    near = [by_folded[match] for match in get_close_matches(name.casefold(), list(by_folded), n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(CATALOG)}"
+    raise ValueError(f"no model is called {name!r}; {hint} (`wordsight models` lists all)")

@@ -1,0 +1,118 @@
+"""The vision transformer of CLIP (arXiv 2103.00020, section 2.4; ViT, arXiv 2010.11929), with FLIP's patch dropout (arXiv 2212.00794).
+
+Shape legend: B batch, S image side in pixels, N patches, K patches kept, T = 1 + N tokens, W width, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wordsight.nn.random import uniform
+from wordsight.nn.transformer import Transformer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A vision transformer's architecture.
+
+    Attributes:
+        image_size_px: side of the square input.
+        patch_size_px: side of a patch; divides the image's side, the rest is cut off.
+        width: W.
+        num_layers: blocks.
+        num_heads: heads; CLIP has one per 64 of width.
+        mlp_ratio: hidden width of the MLP over W.
+        patch_dropout: share of patches that a training step leaves out (FLIP: .5 to .75).
+        stochastic_depth: the last block's rate of being skipped in training.
+    """
+
+    image_size_px: int = 224
+    patch_size_px: int = 32
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    patch_dropout: float = 0.0
+    stochastic_depth: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.patch_size_px <= self.image_size_px:
+            raise ValueError(f"patch_size_px {self.patch_size_px} does not fit in image_size_px {self.image_size_px}")
+        if not 0.0 <= self.patch_dropout < 1.0:
+            raise ValueError(f"patch_dropout must lie in [0, 1), got {self.patch_dropout}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return (self.image_size_px // self.patch_size_px,) * 2
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a class token through a transformer; the class token's output, normalised and projected, is the embedding.
+
+    Args:
+        config: the architecture.
+        embed_dim: D.
+        activation: of the MLPs.
+    """
+
+    def __init__(self, config: ViTConfig, embed_dim: int, activation: str) -> None:
+        super().__init__()
+        self.config = config
+        self.random_stream = 0
+        width, (grid_h, grid_w) = config.width, config.grid
+        scale = width**-0.5
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size_px, config.patch_size_px, bias=False)
+        self.class_token = nn.Parameter(scale * torch.randn(width))
+        self.position_embedding = nn.Parameter(scale * torch.randn(1 + grid_h * grid_w, width))
+        self.norm_pre = nn.LayerNorm(width)
+        self.blocks = Transformer(
+            width=width,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            mlp_width=round(width * config.mlp_ratio),
+            activation=activation,
+            stochastic_depth=config.stochastic_depth,
+        )
+        self.norm_post = nn.LayerNorm(width)
+        self.projection = nn.Parameter(scale * torch.randn(width, embed_dim))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: float [B, 3, S, S], normalised.
+
+        Returns:
+            [B, D], not normalised.
+        """
+        x_BTW = self._embed(pixels)
+        class_row_B = torch.zeros(x_BTW.shape[0], dtype=torch.int64, device=x_BTW.device)
+        return self.norm_post(self.blocks(x_BTW, class_row_B)) @ self.projection
+
+    def forward_tokens(self, pixels: Tensor) -> Tensor:
+        """Every token's output, before norm and projection: [B, 3, S, S] -> [B, T, W], the class token first."""
+        return self.blocks.forward_tokens(self._embed(pixels))
+
+    def set_activation_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.blocks.activation_checkpointing = enabled
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        patches_BNW = self.patch_embed(pixels).flatten(2).transpose(1, 2) + self.position_embedding[1:]
+        if self.training and self.config.patch_dropout > 0.0:
+            draw_BN = uniform(*patches_BNW.shape[:2], stream=self.random_stream, device=patches_BNW.device)
+            patches_BNW = drop_patches(patches_BNW, draw_BN, self.config.patch_dropout)
+        class_B1W = (self.class_token + self.position_embedding[0]).to(patches_BNW.dtype).expand(patches_BNW.shape[0], 1, -1)
+        return self.norm_pre(torch.cat([class_B1W, patches_BNW], dim=1))
+
+
+def drop_patches(patches_BNW: Tensor, draw_BN: Tensor, rate: float) -> Tensor:
+    """Keep each sample's max(1, floor(N (1 - rate))) patches of lowest draw: [B, N, W], [B, N] -> [B, K, W] (FLIP, arXiv 2212.00794)."""
+    num_patches, width = patches_BNW.shape[1:]
+    num_kept = max(1, int(num_patches * (1.0 - rate)))
+    kept_BK = draw_BN.argsort(dim=1)[:, :num_kept]
+    return patches_BNW.gather(1, kept_BK[:, :, None].expand(-1, -1, width))
