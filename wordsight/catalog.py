@@ -80,10 +80,10 @@ _OWN = (
         name="clip-tiny-resnet",
         config=CLIPConfig(
             embed_dim=16,
-            image=ResNetConfig(image_size_px=32, layers=(1, 1, 1, 1), width=8, num_heads=4),
+            image=ResNetConfig(image_size_px=64, layers=(1, 1, 1, 1), width=8, num_heads=4),
             text=_TINY_TEXT,
         ),
-        num_parameters=1_937_837,
+        num_parameters=1_938_605,
         paper=CLIP_PAPER,
         summary="for tests: one bottleneck a stage, text 2 layers of 32",
     ),

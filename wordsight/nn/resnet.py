@@ -164,7 +164,7 @@ class ModifiedResNet(nn.Module):
         return x
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute stem and bottlenecks in the backward pass instead of keeping their activations; batch statistics count once."""
+        """Recompute stem and bottlenecks in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
 
     def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -38,7 +37,7 @@ def make_activation(name: str) -> nn.Module:
 
 
 def drop_path(branch: Tensor, draw_B: Tensor, rate: float) -> Tensor:
-    """Stochastic depth: zero the samples of a residual branch whose `draw_B`, uniform in [0, 1), is below `rate`; scale the rest up."""
+    """Stochastic depth: zero the samples of a branch whose draw, uniform in [0, 1), is below `rate`; scale the rest up."""
     keep_B = (draw_B >= rate).to(branch.dtype) / (1.0 - rate)
     return branch * keep_B.view(-1, *[1] * (branch.ndim - 1))
 

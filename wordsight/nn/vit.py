@@ -1,4 +1,4 @@
-"""The vision transformer of CLIP (arXiv 2103.00020, section 2.4; ViT, arXiv 2010.11929), with FLIP's patch dropout (arXiv 2212.00794).
+"""The vision transformer of CLIP (arXiv 2103.00020, section 2.4; ViT, arXiv 2010.11929), with FLIP's patch dropout (2212.00794).
 
 Shape legend: B batch, S image side in pixels, N patches, K patches kept, T = 1 + N tokens, W width, D embedding width.
 """
@@ -111,7 +111,7 @@ class VisionTransformer(nn.Module):
 
 
 def drop_patches(patches_BNW: Tensor, draw_BN: Tensor, rate: float) -> Tensor:
-    """Keep each sample's max(1, floor(N (1 - rate))) patches of lowest draw: [B, N, W], [B, N] -> [B, K, W] (FLIP, arXiv 2212.00794)."""
+    """Keep each sample's K = max(1, floor(N (1 - rate))) patches of lowest draw: [B, N, W], [B, N] -> [B, K, W] (FLIP)."""
     num_patches, width = patches_BNW.shape[1:]
     num_kept = max(1, int(num_patches * (1.0 - rate)))
     kept_BK = draw_BN.argsort(dim=1)[:, :num_kept]

@@ -99,7 +99,7 @@ class CLIP(nn.Module):
         side = self.config.image.image_size_px
         if not pixels.is_floating_point() or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
             raise ValueError(
-                f"pixels are {pixels.dtype} {tuple(pixels.shape)}, this model takes normalised floats of shape (B, 3, {side}, {side}); "
+                f"pixels are {pixels.dtype} {tuple(pixels.shape)}, this model takes normalised floats (B, 3, {side}, {side}); "
                 "make them with model.preprocess(pil_image)"
             )
         features_BD = self.image_tower(pixels)
@@ -121,7 +121,7 @@ class CLIP(nn.Module):
         longest = self.config.text.context_length
         if tokens.is_floating_point() or tokens.ndim != 2 or not 0 < tokens.shape[1] <= longest:
             raise ValueError(
-                f"tokens are {tokens.dtype} {tuple(tokens.shape)}, this model takes integers of shape (N, at most {longest}); "
+                f"tokens are {tokens.dtype} {tuple(tokens.shape)}, this model takes integers (N, at most {longest}); "
                 "make them with model.tokenize(texts)"
             )
         features_ND = self.text_tower(tokens)
