@@ -1,0 +1,221 @@
+"""The processes of a run: who they are, how they start each other, what they gather.
+
+Shape legend: B rows of this process, N rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PARENT = "WORDSIGHT_PARENT_PID"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes that train together, and this one's place among them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    @classmethod
+    def from_environment(cls) -> World:
+        """The world that torchrun, or `launch`, has put into the environment; one process where there is none."""
+        get = os.environ.get
+        size = int(get("WORLD_SIZE", "1"))
+        return cls(int(get("RANK", "0")), size, int(get("LOCAL_RANK", "0")), int(get("LOCAL_WORLD_SIZE", str(size))))
+
+    def gather_rows(self, rows_BX: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Every process's rows, in rank order: [B, ...] of each -> [N, ...], where process r has sizes[r] rows. No gradient flows."""
+        if self.size == 1:
+            return rows_BX.detach()
+        import torch
+        import torch.distributed as dist
+
+        longest = max(sizes)
+        padded = rows_BX.new_zeros((longest, *rows_BX.shape[1:]))
+        padded[: len(rows_BX)] = rows_BX.detach()
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def gather_ints(self, values: Sequence[int], device: torch.device) -> list[list[int]]:
+        """The same few integers of every process, in rank order."""
+        if self.size == 1:
+            return [list(values)]
+        import torch
+        import torch.distributed as dist
+
+        mine = torch.tensor(list(values), dtype=torch.int64, device=device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        return [part.tolist() for part in parts]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Any small object of every process, in rank order."""
+        if self.size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def add(self, tensor: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+@contextmanager
+def join(world: World, device: torch.device) -> Any:
+    """Connect the processes of `world` for the time of the block: nccl on GPUs, gloo elsewhere."""
+    if world.size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    already = dist.is_initialized()
+    if not already:
+        # others wait while the main process evaluates or writes: hours, not nccl's ten minutes
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
+    try:
+        yield
+    finally:
+        if not already:
+            dist.destroy_process_group()
+
+
+def pick_device(name: str, world: World) -> torch.device:
+    """The device that `name` means on this machine for this process.
+
+    Raises:
+        ValueError: the name is unknown, or there is no such device here.
+    """
+    import torch
+
+    if name not in DEVICES:
+        raise ValueError(f"device {name!r} is not one of {', '.join(DEVICES)}")
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps and world.size == 1 else "cpu"
+    if (name == "cuda" and not cuda) or (name == "mps" and not mps):
+        raise ValueError(f"there is no {name} device here: use --device auto or --device cpu")
+    if name == "cuda":
+        if world.local_size > torch.cuda.device_count():
+            raise ValueError(f"{world.local_size} processes on {torch.cuda.device_count()} GPUs: one GPU a process, so lower --processes")
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
+    return torch.device(name)
+
+
+def share_cores(world: World) -> None:
+    """Give each process of this machine its share of the cores, unless the user has said otherwise (OMP_NUM_THREADS)."""
+    if world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(max(1, num_cores() // world.local_size))
+
+
+def num_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def orphaned() -> bool:
+    """Whether the process that launched this one is gone, so that nobody would stop it."""
+    parent = os.environ.get(PARENT)
+    return parent is not None and os.getppid() != int(parent)
+
+
+def launch(command: Sequence[str], num_processes: int, environment: Mapping[str, str] | None = None) -> int:
+    """Run `command` in `num_processes` processes of this machine that find each other as under torchrun; signals are passed on.
+
+    Returns:
+        0, or the first exit code that was not 0; the other processes are then ended.
+    """
+    if num_processes < 1:
+        raise ValueError(f"--processes must be at least 1, got {num_processes}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
+    shared |= {"LOCAL_WORLD_SIZE": str(num_processes), PARENT: str(os.getpid())}
+    shared.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes))))
+    # own sessions: a Ctrl-C in the terminal reaches this process alone, which passes it on once
+    children = [
+        subprocess.Popen(
+            list(command),
+            env={**os.environ, **(environment or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            start_new_session=True,
+        )
+        for rank in range(num_processes)
+    ]
+
+    def pass_on(number: int, _frame: Any) -> None:
+        for child in children:
+            if child.poll() is None:
+                child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return _wait_for(children)
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
+    """The first exit code that is not 0, once all are done; the others get `grace_s` to end by themselves, then SIGTERM and SIGKILL by the caller."""
+    while True:
+        codes = [child.poll() for child in children]
+        failed = [code for code in codes if code]
+        if failed or all(code is not None for code in codes):
+            break
+        time.sleep(0.05)
+    if not failed:
+        return 0
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(child.poll() is None for child in children):
+        time.sleep(0.05)
+    return 128 - failed[0] if failed[0] < 0 else failed[0]
+
+
+def this_program(arguments: Sequence[str]) -> list[str]:
+    """The command line that starts `wordsight` with `arguments` in this interpreter."""
+    return [sys.executable, "-m", "wordsight", *arguments]

@@ -1,0 +1,107 @@
+"""AdamW without decay on gains, biases and scale (arXiv 1711.05101), warm-up with a cosine (arXiv 1608.03983), averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from wordsight.train.recipe import OptimConfig
+
+
+def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(with decay, without): vectors and numbers - gains, biases, scale, class token - are not decayed, matrices are."""
+    decayed, free = [], []
+    for _, parameter in named:
+        if parameter.requires_grad:
+            (decayed if parameter.ndim > 1 else free).append(parameter)
+    return decayed, free
+
+
+def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the system's trainable parameters, in the fused implementation where the device has one.
+
+    Raises:
+        ValueError: nothing in the system is trainable.
+    """
+    decayed, free = split_by_decay(system.named_parameters())
+    if not decayed and not free:
+        raise ValueError("the model has no trainable parameter: set requires_grad on those that are to learn")
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=device.type in ("cuda", "cpu"),
+    )
+
+
+def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
+    """The learning rate of update `step` (from 1): linear from 0 over the warm-up, then by the schedule down to lr * final_lr_share."""
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+    return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * share)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same rate for all groups; the schedule is a function of the step, so the optimizer holds no state of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
+    """The norm of all gradients together; they are scaled down to `max_norm` where it is larger (None: left as they are)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+    return norm
+
+
+class Averaged:
+    """An exponential moving average of a system's weights, kept as a second system: `average.system` can be evaluated and saved.
+
+    weights = decay_t * weights + (1 - decay_t) * new, decay_t = min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh for ever.
+    """
+
+    def __init__(self, system: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.system = copy.deepcopy(system).requires_grad_(False).eval()
+
+    def update(self, system: nn.Module, step: int) -> None:
+        """Take the weights of update `step` (from 1) in. Buffers (running statistics) are copied, not averaged."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.system.parameters()), list(system.parameters()), 1 - decay)
+            for mine, new in zip(self.system.buffers(), system.buffers(), strict=True):
+                mine.copy_(new)
+
+
+def optimizer_tensors(system: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's state as named tensors: `<parameter name>|<state name>`."""
+    for name, parameter in system.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{name}|{key}", value
+
+
+def restore_optimizer(system: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` gave back; `step` stays where the implementation wants it (beside its parameter when fused)."""
+    parameters = dict(system.named_parameters())
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for name, value in tensors.items():
+        owner, _, key = name.rpartition("|")
+        if owner not in parameters:
+            raise ValueError(f"the optimizer's state names {owner!r}, which the model has not: the checkpoint is of another model")
+        state.setdefault(parameters[owner], {})[key] = value.to(parameters[owner].device, copy=True)
+    optimizer.state.clear()
+    optimizer.state.update(state)

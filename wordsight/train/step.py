@@ -1,0 +1,259 @@
+"""The gradients of one update, exact however the global batch is split into micro-batches and processes.
+
+A contrastive loss couples all samples, so its gradients go in two passes (gradient caching, arXiv 2101.06983): embed every micro-batch
+without a graph, gather the embeddings of all processes, take the loss and its gradients at the embeddings, then embed each micro-batch
+again with the same random numbers and send its rows of those gradients through. The last micro-batch keeps the graph of its first
+pass, so that one micro-batch costs one pass. Systems that are no ContrastiveSystem go the same way, with the terms' counts gathered
+instead of the embeddings.
+
+Batch normalisation in training mode sees one micro-batch of one process at a time: its statistics are those of the micro-batch, and
+k micro-batches are not one batch. Running statistics are updated once a micro-batch, never by the pass without a graph.
+
+Shape legend: B rows of this process, N rows of the global batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wordsight.nn.random import number_streams, numbered_rows
+from wordsight.system import ContrastiveSystem, System
+from wordsight.train.distributed import World
+from wordsight.types import Batch, Term
+
+Prepare = Callable[[Batch, torch.Generator], Batch]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss of one update over the global batch, the same on every process.
+
+    Attributes:
+        total: the sum over terms of weight * sum / count.
+        terms: each term's sum / count, unweighted.
+        rows: samples in the global batch (bad ones are not among them).
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    rows: int
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that is a hash of `parts`: neighbours (step 1 of rank 2, step 2 of rank 1) share nothing."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a system could draw from: torch's (all devices), numpy's and Python's global ones."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+class _Forward(nn.Module):
+    """A system's half of the step as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, system: nn.Module) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, batch: Batch) -> dict[str, Any]:
+        if isinstance(self.system, ContrastiveSystem):
+            return self.system.embeddings(batch)
+        assert isinstance(self.system, System)
+        return self.system.loss(batch)  # type: ignore[return-value]
+
+
+class Stepper:
+    """Puts the gradients of the global batch's loss into the parameters of a system, on every process the same."""
+
+    def __init__(
+        self,
+        system: nn.Module,
+        *,
+        world: World | None = None,
+        micro_batch_size: int | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        seed: int = 0,
+        prepare: Prepare | None = None,
+    ) -> None:
+        """Wrap `system`, which must be on its device already.
+
+        Args:
+            system: an nn.Module that is a System, or a ContrastiveSystem.
+            world: the processes that train together; each has its own rows of the global batch.
+            micro_batch_size: rows of this process that are in memory at once (None: all of them).
+            precision: "bf16" runs the towers under autocast; the contrastive loss stays outside of it.
+            seed: of the run; the random numbers of a step are a function of (seed, step, row), or where a module draws from torch's own
+                generator, of (seed, step, rank, micro-batch).
+            prepare: what is done to a micro-batch on the device first (augment, normalise), with a generator of its own.
+        """
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size must be at least 1, or None for the whole batch; got {micro_batch_size}")
+        if not isinstance(system, System):
+            raise ValueError(f"{type(system).__name__} can't be trained: it has no method `loss(batch) -> dict[str, Term]`")
+        self.system, self.world, self.seed = system, world or World(), seed
+        self.micro_batch_size, self.precision, self.prepare = micro_batch_size, precision, prepare
+        self.device = next(system.parameters()).device
+        number_streams(system)
+        self._forward = _Forward(system)
+        self._parallel: nn.Module = self._forward
+        if self.world.size > 1:
+            self._parallel = nn.parallel.DistributedDataParallel(
+                self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+
+    def backward(self, batch: Batch, step: int, sizes: Sequence[int] | None = None) -> StepLoss:
+        """Put the gradients of step `step` into `.grad` (which must be empty before).
+
+        Args:
+            batch: this process's rows of the global batch, on the device.
+            step: the update's number, for the random numbers.
+            sizes: rows of every process, in rank order.
+        """
+        sizes = [len(batch)] if sizes is None else sizes
+        offset = sum(sizes[: self.world.rank])
+        # a process whose samples are all bad still takes part: one empty row goes through, and none of it counts
+        empty = len(batch) == 0
+        parts = [_one_empty_row(batch)] if empty else batch.split(self.micro_batch_size or len(batch))
+        starts = [offset + sum(len(part) for part in parts[:i]) for i in range(len(parts))]
+        last = len(parts) - 1
+        outputs = []
+        with torch.no_grad(), _buffers_kept(self.system, active=last > 0):
+            for i in range(last):
+                outputs.append(self._run(parts[i], step, i, starts[i], self._forward))
+        with _buffers_kept(self.system, active=empty):
+            outputs.append(self._run(parts[last], step, last, starts[last], self._forward if last else self._parallel))
+
+        if isinstance(self.system, ContrastiveSystem):
+            loss, gradients = self._contrast(outputs, sizes, empty)
+        else:
+            loss, gradients = self._sum_terms(outputs, sum(sizes), empty)
+        for place, i in enumerate([last, *range(last)]):  # the kept graph first, so that two are never alive at once
+            final = place == last  # DDP averages over processes in this one's backward
+            if place:
+                outputs[i] = self._run(parts[i], step, i, starts[i], self._parallel if final else self._forward)
+            roots, upstream = gradients(i, outputs[i], final)
+            outputs[i] = {}
+            with self._rows(step, starts[i]):  # activation checkpointing draws again in here
+                torch.autograd.backward(roots, upstream)
+        return loss
+
+    def _rows(self, step: int, first_row: int) -> AbstractContextManager[None]:
+        return numbered_rows(derive_seed(self.seed, step), first_row, self.device)
+
+    def _run(self, part: Batch, step: int, micro: int, first_row: int, module: nn.Module) -> dict[str, Any]:
+        """One micro-batch through the system with its own random numbers, the same whenever it is called."""
+        seed = derive_seed(self.seed, step, self.world.rank, micro)
+        seed_everything(seed)
+        with self._rows(step, first_row):
+            if self.prepare is not None:
+                part = self.prepare(part, torch.Generator(self.device).manual_seed(derive_seed(seed, "augment")))
+            bf16 = self.precision == "bf16"
+            # entered anew for each pass: autocast would otherwise reuse the weights that it cast without a graph
+            with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+                return module(part)
+
+    def _contrast(self, outputs: list[dict[str, Tensor]], sizes: Sequence[int], empty: bool) -> tuple[StepLoss, Any]:
+        """The loss on everyone's embeddings, and a function that gives each micro-batch's gradients."""
+        trained = [name for name, value in outputs[-1].items() if value.requires_grad]
+        rows = [0 if empty else len(next(iter(output.values()))) for output in outputs]
+        everyone: dict[str, Tensor] = {}
+        for name in outputs[-1]:
+            mine = torch.cat([output[name].detach()[:n] for output, n in zip(outputs, rows, strict=True)])
+            everyone[name] = self.world.gather_rows(mine, sizes).requires_grad_(name in trained)
+        parameters = [p for p in self.system.loss_parameters() if p.requires_grad]
+        with torch.enable_grad():
+            terms = self.system.loss_from_embeddings(everyone)
+            total = torch.stack([term.weight * term.value for term in terms.values()]).sum()
+        wanted = [everyone[name] for name in trained] + parameters
+        found = torch.autograd.grad(total, wanted, allow_unused=True)
+        found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+        at_rows, at_parameters = dict(zip(trained, found, strict=False)), found[len(trained) :]
+        offset = sum(sizes[: self.world.rank])
+
+        def gradients(i: int, output: dict[str, Tensor], final: bool) -> tuple[list[Tensor], list[Tensor]]:
+            start = offset + sum(rows[:i])
+            roots = [output[name][: rows[i]] for name in trained]
+            # each process holds the gradients of its own rows, whose sum is wanted where DDP averages
+            upstream = [at_rows[name][start : start + rows[i]] * self.world.size for name in trained]
+            if final:  # every process has the whole gradient of these: their average is what is wanted
+                roots, upstream = roots + list(parameters), upstream + at_parameters
+            return roots, upstream
+
+        values = {name: term.value.detach() for name, term in terms.items()}
+        return StepLoss(total.detach(), values, sum(sizes)), gradients
+
+    def _sum_terms(self, outputs: list[dict[str, Term]], rows: int, empty: bool) -> tuple[StepLoss, Any]:
+        """The loss from everyone's sums and counts, and a function that gives each micro-batch's gradients."""
+        names = sorted(outputs[-1])
+        counted = 0.0 if empty else 1.0
+
+        def added(values: list[Any]) -> Tensor:
+            return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values]).sum()
+
+        local = [added([o[n].sum for o in outputs]) for n in names] + [added([o[n].count for o in outputs]) for n in names]
+        totals = self.world.add(torch.stack(local) * counted)
+        sums, counts = dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True))
+        weights = {name: outputs[-1][name].weight for name in names}
+        share = {n: torch.where(counts[n] > 0, 1 / counts[n].clamp_min(1e-30), 0.0) for n in names}
+
+        def gradients(i: int, output: dict[str, Term], final: bool) -> tuple[list[Tensor], list[Tensor]]:
+            roots = [output[name].sum for name in names if output[name].sum.requires_grad]
+            used = [name for name in names if output[name].sum.requires_grad]
+            scale = counted * self.world.size
+            return roots, [(weights[n] * scale * share[n]).to(output[n].sum.dtype) for n in used]
+
+        values = {name: sums[name] * share[name] for name in names}
+        total = torch.stack([weights[name] * values[name] for name in names]).sum()
+        return StepLoss(total, values, rows), gradients
+
+
+@contextmanager
+def _buffers_kept(system: nn.Module, active: bool) -> Iterator[None]:
+    """Put buffers (running statistics) back afterwards, as if the block had not run."""
+    before = [buffer.clone() for buffer in system.buffers()] if active else []
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(system.buffers(), before, strict=False):
+            buffer.data.copy_(value)  # past the version counter: a graph that is alive never reads running statistics
+
+
+def _one_empty_row(batch: Batch) -> Batch:
+    """A batch of one row of zeros in the shapes of `batch`, which has no rows."""
+    return replace(
+        batch,
+        pixels=batch.pixels.new_zeros(1, *batch.pixels.shape[1:]),
+        tokens=batch.tokens.new_zeros(1, *batch.tokens.shape[1:]),
+        text_ids=batch.text_ids.new_zeros(1),
+        image_ids=batch.image_ids.new_zeros(1),
+        keys=("",),
+    )
+
+
+def average_running_statistics(system: nn.Module, world: World) -> None:
+    """Make batch normalisation's running statistics the average over processes, so that all save and evaluate the same model.
+
+    In training each process normalises with its own micro-batch (there is no synchronised batch norm), so this changes no gradient.
+    """
+    if world.size == 1:
+        return
+    found = [m for m in system.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    statistics = [tensor for m in found for tensor in (m.running_mean, m.running_var) if tensor is not None]
+    if statistics:
+        flat = world.add(torch.cat([tensor.flatten() for tensor in statistics])) / world.size
+        for tensor, value in zip(statistics, flat.split([t.numel() for t in statistics]), strict=True):
+            tensor.copy_(value.view_as(tensor))
+
+
