@@ -1,0 +1,141 @@
+"""Which sample is drawn when: pure functions of (seed, step), so that resuming is arithmetic.
+
+Shape legend: B rows of a global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Shuffle = Literal["auto", "full", "window", "none"]
+Sampling = Literal["epoch", "replacement"]
+
+FULL_SHUFFLE_MAX = 1 << 24  # a permutation of so many samples takes 128 MB and a second or so
+WINDOW_PARTS = 32
+
+_PASS, _WINDOW, _DRAW, _MIX = range(4)  # what a stream of random numbers is for
+
+
+def _rng(seed: int, *stream: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
+
+
+class PassOrder:
+    """Draws without replacement: pass after pass over the samples, each in its own order.
+
+    "full" permutes all samples. "window" permutes the parts (shards), then the samples within each run of `WINDOW_PARTS`
+    parts, so that reading stays in few files and memory small; it mixes less. "auto" is full up to `FULL_SHUFFLE_MAX` samples.
+
+    Args:
+        part_sizes: the numbers of samples in consecutive parts.
+        seed: of the orders.
+        stream: tells apart several such orders of one seed.
+        shuffle: see above; "none" keeps the order of the source.
+    """
+
+    def __init__(self, part_sizes: Sequence[int], *, seed: int, stream: int = 0, shuffle: Shuffle = "auto") -> None:
+        self._sizes = np.asarray(part_sizes, dtype=np.int64)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self.size = int(self._sizes.sum())
+        self._seed = seed
+        self._stream = stream
+        self._shuffle = ("full" if self.size <= FULL_SHUFFLE_MAX else "window") if shuffle == "auto" else shuffle
+        self._kept: dict[tuple[int, int], NDArray[np.int64]] = {}
+
+    def indices(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The samples at positions `start` to `stop` of the endless sequence of passes."""
+        found = []
+        while start < stop:
+            turn, at = divmod(start, self.size)
+            end = min(self.size, at + stop - start)
+            found.append(self._within(turn, at, end))
+            start += end - at
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _within(self, turn: int, start: int, stop: int) -> NDArray[np.int64]:
+        if self._shuffle == "none":
+            return np.arange(start, stop)
+        if self._shuffle == "full":
+            return self._window(turn, 0, np.arange(len(self._sizes)))[start:stop]
+        parts = _rng(self._seed, _PASS, self._stream, turn).permutation(len(self._sizes))
+        window_of = np.arange(len(parts)) // WINDOW_PARTS
+        ends = np.cumsum(np.bincount(window_of, weights=self._sizes[parts]).astype(np.int64))
+        found = []
+        for window in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+            begin = int(ends[window - 1]) if window else 0
+            if begin >= stop:
+                break
+            order = self._window(turn, window, parts[window_of == window])
+            found.append(order[max(0, start - begin) : stop - begin])
+        return np.concatenate(found)
+
+    def _window(self, turn: int, window: int, parts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples of some parts, permuted; the last two windows are kept."""
+        name = (turn, window)
+        if name not in self._kept:
+            samples = np.concatenate([np.arange(self._starts[part], self._starts[part] + self._sizes[part]) for part in parts])
+            _rng(self._seed, _WINDOW, self._stream, turn, window).shuffle(samples)
+            if len(self._kept) >= 2:
+                del self._kept[next(iter(self._kept))]
+            self._kept[name] = samples
+        return self._kept[name]
+
+
+class BatchOrder:
+    """The rows of the global batch of every step.
+
+    Each source has a share of the batch: step k holds floor((k+1) B c) - floor(k B c) rows up to the cumulative share c, so every
+    batch is within two rows of every source's share, and all batches together are exact. Rows of different sources are mixed.
+
+    Args:
+        part_sizes: for each source, the numbers of samples in its parts.
+        weights: each source's share relative to the others; None treats all sources as one.
+        batch_size: B, rows of a global batch.
+        seed: of every draw.
+        sampling: "epoch" goes through each source in passes, "replacement" draws each row independently.
+        shuffle: the order of a pass, see `PassOrder`.
+    """
+
+    def __init__(
+        self,
+        part_sizes: Sequence[Sequence[int]],
+        *,
+        weights: Sequence[float] | None,
+        batch_size: int,
+        seed: int,
+        sampling: Sampling,
+        shuffle: Shuffle,
+    ) -> None:
+        groups = [[size for sizes in part_sizes for size in sizes]] if weights is None else [list(sizes) for sizes in part_sizes]
+        shares = np.ones(1) if weights is None else np.asarray(weights, dtype=np.float64) / float(np.sum(weights))
+        self._cumulative = np.cumsum(shares)
+        self._cumulative[-1] = 1.0
+        self._passes = [PassOrder(sizes, seed=seed, stream=i, shuffle=shuffle) for i, sizes in enumerate(groups)]
+        self._firsts = np.cumsum([0] + [one.size for one in self._passes])
+        self._batch_size = batch_size
+        self._seed = seed
+        self._sampling = sampling
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """The B samples of a step, as indices into the sources one after the other."""
+        before = np.floor(step * self._batch_size * self._cumulative).astype(np.int64)
+        after = np.floor((step + 1) * self._batch_size * self._cumulative).astype(np.int64)
+        starts, stops = np.diff(before, prepend=0), np.diff(after, prepend=0)
+        rng = _rng(self._seed, _DRAW, step)
+        found = []
+        for order, first, start, stop in zip(self._passes, self._firsts, starts, stops, strict=False):
+            if self._sampling == "replacement":
+                found.append(first + rng.integers(order.size, size=int(stop - start)))
+            else:
+                found.append(first + order.indices(int(start), int(stop)))
+        rows = np.concatenate(found)
+        return rows if len(found) == 1 else _rng(self._seed, _MIX, step).permutation(rows)
+
+
+def sample_rng(seed: int, position: int) -> np.random.Generator:
+    """The random numbers of the row drawn at `position` (step * B + row) of training: of its caption, crop and flip."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(4, position)))
