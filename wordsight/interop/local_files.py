@@ -42,7 +42,7 @@ def places(name: str) -> Iterator[Path]:
         if openai_file:
             yield folder / openai_file
     if openai_file:
-        yield _cache() / "clip" / openai_file  # OpenAI's program and open_clip
+        yield Path("~/.cache/clip").expanduser() / openai_file  # where OpenAI's program keeps it
     for repository in repositories:
         snapshots = _hub() / f"models--{repository.replace('/', '--')}" / "snapshots"
         newest = sorted(snapshots.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True) if snapshots.is_dir() else []
@@ -64,9 +64,11 @@ def find(name: str) -> Path:
     stem = file_stem(name)
     how = f"put a checkpoint of it at {own_folders()[0] / stem} (a folder) or {own_folders()[0] / stem}.safetensors (or .pt, .bin)"
     if repositories:
-        how += f", or run `hf download {repositories[0]}`, or `python -c \"import clip; clip.load('{name.replace('@336', '@336px')}')\"`"
-    raise FileNotFoundError(f"no weights of {name} on this machine, and load never downloads. Looked at\n  {where}\nTo get them, {how}.\n"
-                            f"For a fresh model with random weights there is wordsight.create({name!r})")
+        how += f", or run `hf download {repositories[0]}`, or put OpenAI's {openai_file} there"
+    raise FileNotFoundError(
+        f"no weights of {name} on this machine, and load never downloads. Looked at\n  {where}\nTo get them, {how}.\n"
+        f"For a fresh model with random weights there is wordsight.create({name!r})"
+    )
 
 
 def _cache() -> Path:
