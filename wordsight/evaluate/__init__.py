@@ -1,0 +1,49 @@
+"""Judging a model by what it can do: zero-shot classification, retrieval, results and the report. Imported on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wordsight.evaluate.embedding import Embedded, embed_source
+    from wordsight.evaluate.examples import write_examples
+    from wordsight.evaluate.prompts import class_embeddings, prompt_templates
+    from wordsight.evaluate.report import write_report
+    from wordsight.evaluate.results import Judgement, name_data, write_results
+    from wordsight.evaluate.retrieval import Retrieval
+    from wordsight.evaluate.zero_shot import ZeroShot
+
+_HOMES = {
+    "Embedded": "embedding",
+    "Judgement": "results",
+    "Retrieval": "retrieval",
+    "ZeroShot": "zero_shot",
+    "class_embeddings": "prompts",
+    "embed_source": "embedding",
+    "name_data": "results",
+    "prompt_templates": "prompts",
+    "write_examples": "examples",
+    "write_report": "report",
+    "write_results": "results",
+}
+
+__all__ = [
+    "Embedded",
+    "Judgement",
+    "Retrieval",
+    "ZeroShot",
+    "class_embeddings",
+    "embed_source",
+    "name_data",
+    "prompt_templates",
+    "write_examples",
+    "write_report",
+    "write_results",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"wordsight.evaluate.{_HOMES[name]}"), name)

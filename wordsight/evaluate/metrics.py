@@ -1,0 +1,314 @@
+"""Figures of classification and retrieval with 95% intervals and chance, streamed: no N x M matrix is ever held.
+
+Ties. A figure is the one that open_clip 3.3 and CLIP_benchmark 1.6 compute from the whole matrix of scores, equal scores
+included. Both leave the order of equal scores to PyTorch, label-blind but not by index: to `torch.topk` (top-k accuracy of
+both, recall@k of CLIP_benchmark; here ``ties="topk"``) or to `torch.argsort` (ranks and recall@k of open_clip; here
+``ties="argsort"``). On the CPU both depend on the row alone, so rows where a tie touches the right answer are computed whole
+and given to the same call; all other rows need only counting.
+
+Shape legend: Q queries, C candidates or classes, D embedding width, B rows of a block, K number of cut-offs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wordsight.types import Metric
+
+Ties = Literal["topk", "argsort"]
+
+Z95 = 1.959963984540054  # the 97.5% point of the normal distribution
+RESAMPLES = 1000
+BOOTSTRAP_SEED = 0
+WHOLE_ROWS_BYTES = 1 << 26  # rows with ties are computed whole, this many bytes of scores at once
+
+
+def score_block(queries_QD: Tensor, candidates_CD: Tensor) -> Tensor:
+    """Inner products [Q, C] in float32, summed in float64 first.
+
+    Two equal candidates then get equal scores wherever they fall in a block, which float32 matrix products do not promise: ties
+    stay ties, and results do not depend on the block size.
+    """
+    return (queries_QD.double() @ candidates_CD.double().T).float()
+
+
+# Classification
+
+
+def topk_correct(scores_BC: Tensor, targets_B: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:
+    """Whether the right class is among the k best, as open_clip's and CLIP_benchmark's `accuracy` decide it, ties included.
+
+    Args:
+        scores_BC: float scores of every class, whole rows.
+        targets_B: int64 index of the right class.
+        ks: cut-offs; one larger than the number of classes counts as that number.
+
+    Returns:
+        bool [B, K].
+    """
+    num_classes = scores_BC.shape[1]
+    best_BK = scores_BC.topk(min(max(ks), num_classes), dim=1, largest=True, sorted=True).indices
+    correct_BK = best_BK == targets_B[:, None]
+    return torch.stack([correct_BK[:, :k].any(1) for k in ks], dim=1)
+
+
+def mean_per_class(targets: np.ndarray, correct: np.ndarray, num_classes: int) -> float:
+    """The mean over the classes that have samples of the share of their samples that is right (sklearn's balanced accuracy)."""
+    counts, rights = _per_class(targets, correct, num_classes)
+    return float(np.mean(rights[counts > 0] / counts[counts > 0]))
+
+
+def _per_class(targets: np.ndarray, correct: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.bincount(targets, minlength=num_classes)
+    rights = np.bincount(targets, weights=correct.astype(float), minlength=num_classes)
+    return counts, rights
+
+
+def mean_per_class_interval(targets: np.ndarray, correct: np.ndarray, num_classes: int) -> tuple[float, float]:
+    """Percentile bootstrap over samples (1000 resamples, seed 0); a class that a resample has no sample of is left out of it.
+
+    A resample needs only its number of right and wrong samples of each class, so those are drawn: one multinomial draw each.
+    """
+    counts, rights = _per_class(targets, correct, num_classes)
+    present = counts > 0
+    cells = np.concatenate([rights[present], counts[present] - rights[present]])
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    means = []
+    for size in _chunks(len(cells)):
+        right, wrong = np.split(generator.multinomial(len(targets), cells / len(targets), size), 2, axis=1)
+        drawn = right + wrong > 0
+        means.append((right / np.maximum(right + wrong, 1)).sum(1) / drawn.sum(1))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+# Retrieval
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What became of each query that has an answer.
+
+    Attributes:
+        rows: [Q'] int64, the index of the query in what was given.
+        ranks: [Q'] int64, place of its best right candidate, from 1, ties as `torch.argsort` orders them.
+        hits: k -> [Q'] bool, whether a right candidate is among the k best, ties by the chosen rule.
+        positives: [Q'] int64, how many candidates are right.
+        num_candidates: C.
+    """
+
+    rows: np.ndarray
+    ranks: np.ndarray
+    hits: dict[int, np.ndarray]
+    positives: np.ndarray
+    num_candidates: int
+
+
+class _Answers:
+    """Which candidates are right for a query: those of the same group."""
+
+    def __init__(self, query_groups_Q: Tensor, candidate_groups_C: Tensor) -> None:
+        self.groups_Q, self.groups_C = query_groups_Q, candidate_groups_C
+        self.order_C = torch.argsort(candidate_groups_C, stable=True)
+        in_order = candidate_groups_C[self.order_C]
+        self.first_Q = torch.searchsorted(in_order, query_groups_Q)
+        self.count_Q = torch.searchsorted(in_order, query_groups_Q, right=True) - self.first_Q
+
+    def mask(self, rows: Tensor, start: int, stop: int) -> Tensor:
+        return self.groups_Q[rows][:, None] == self.groups_C[None, start:stop]
+
+    def best_scores(self, rows: Tensor, queries_QD: Tensor, candidates_CD: Tensor) -> Tensor:
+        """The score of each query's best right candidate; every query in `rows` has one."""
+        queries_BD = queries_QD[rows].double()
+        best_B = torch.full((len(rows),), -torch.inf)
+        for i in range(int(self.count_Q[rows].max())):
+            has = self.count_Q[rows] > i
+            right = self.order_C[self.first_Q[rows[has]] + i]
+            found = (queries_BD[has] * candidates_CD[right].double()).sum(1).float()
+            best_B[has] = torch.maximum(best_B[has], found)
+        return best_B
+
+
+def rank_queries(
+    queries_QD: Tensor,
+    candidates_CD: Tensor,
+    query_groups: Tensor,
+    candidate_groups: Tensor,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    ties: Ties = "topk",
+    query_block: int = 1024,
+    candidate_block: int = 8192,
+) -> Ranking:
+    """The place of each query's best right candidate among all candidates, block by block.
+
+    A candidate is right for a query of its own group (the picture that a caption belongs to). A query hits at k when at least one
+    right candidate is among its k best, the convention of the CLIP papers. Queries without a right candidate are left out;
+    candidates that are right for no query stay as distractors. Memory: query_block x candidate_block scores, and 64 MiB of
+    whole rows where there are ties.
+
+    Args:
+        queries_QD, candidates_CD: float embeddings.
+        query_groups, candidate_groups: int64 [Q] and [C].
+        ks: cut-offs.
+        ties: the order of equal scores in `hits`, see the module's docstring.
+        query_block, candidate_block: rows and columns held at once; they do not change the result.
+    """
+    if ties not in ("topk", "argsort"):
+        raise ValueError(f"ties is 'topk' (as CLIP_benchmark) or 'argsort' (as open_clip), got {ties!r}")
+    if not (torch.isfinite(queries_QD).all() and torch.isfinite(candidates_CD).all()):
+        raise ValueError("infinite or undefined embeddings can not be ranked: a NaN would lose or win every comparison")
+    answers = _Answers(query_groups, candidate_groups)
+    rows = torch.nonzero(answers.count_Q > 0).squeeze(1)
+    better, tied = torch.zeros(len(rows), dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
+    for q in range(0, len(rows), query_block):
+        block = rows[q : q + query_block]
+        best_B1 = answers.best_scores(block, queries_QD, candidates_CD)[:, None]
+        for start in range(0, len(candidates_CD), candidate_block):
+            stop = min(start + candidate_block, len(candidates_CD))
+            scores_BC = score_block(queries_QD[block], candidates_CD[start:stop])
+            scores_BC[answers.mask(block, start, stop)] = -torch.inf  # only the others can be before it
+            better[q : q + query_block] += (scores_BC > best_B1).sum(1)
+            tied[q : q + query_block] += (scores_BC == best_B1).sum(1)
+    ranks = better + 1
+    hits = {k: ranks <= k for k in ks}
+    contested = torch.nonzero(tied > 0).squeeze(1)
+    step = max(1, WHOLE_ROWS_BYTES // (8 * len(candidates_CD)))
+    for i in range(0, len(contested), step):
+        at = contested[i : i + step]
+        scores_BC = score_block(queries_QD[rows[at]], candidates_CD)
+        right_BC = answers.mask(rows[at], 0, len(candidates_CD))
+        ranks[at] = right_BC.gather(1, torch.argsort(scores_BC, descending=True)).int().argmax(1) + 1
+        for k in ks:
+            if ties == "argsort":
+                hits[k][at] = ranks[at] <= k
+            else:
+                best_BK = torch.topk(scores_BC, min(k, len(candidates_CD)), dim=1).indices
+                hits[k][at] = right_BC.gather(1, best_BK).any(1)
+    return Ranking(
+        rows=rows.numpy(),
+        ranks=ranks.numpy(),
+        hits={k: hit.numpy() for k, hit in hits.items()},
+        positives=answers.count_Q[rows].numpy(),
+        num_candidates=len(candidates_CD),
+    )
+
+
+def recall_chance(num_candidates: int, positives: np.ndarray, k: int) -> float:
+    """R@k of a random order: the mean over queries of 1 - C(N - p, k) / C(N, k) with p right candidates of N (hypergeometric)."""
+    sizes, counts = np.unique(positives, return_counts=True)
+    misses = np.ones(len(sizes))
+    for i in range(min(k, num_candidates)):
+        misses *= np.maximum(num_candidates - sizes - i, 0) / (num_candidates - i)
+    return float(np.sum((1 - misses) * counts) / counts.sum())
+
+
+def median_rank_chance(num_candidates: int, positives: np.ndarray) -> float:
+    """The median place of the best right candidate in a random order: the smallest r whose mean P(rank <= r) is 1/2 or more."""
+    low, high = 1, num_candidates
+    while low < high:  # P grows with r
+        middle = (low + high) // 2
+        if _rank_cdf(num_candidates, positives, middle) >= 0.5:
+            high = middle
+        else:
+            low = middle + 1
+    return float(low)
+
+
+def _rank_cdf(num_candidates: int, positives: np.ndarray, rank: int) -> float:
+    sizes, counts = np.unique(positives, return_counts=True)
+    total = 0.0
+    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
+        if rank > num_candidates - size:
+            total += count
+            continue
+        # C(N - p, r) / C(N, r) = C(N - r, p) / C(N, p): a product of p factors, and p is small
+        miss = math.prod((num_candidates - rank - i) / (num_candidates - i) for i in range(size))
+        total += count * (1 - miss)
+    return total / float(counts.sum())
+
+
+def median_rank(ranks: np.ndarray) -> float:
+    """floor(median), as open_clip reports it: between two middle places, the better one where they are neighbours."""
+    return float(math.floor(np.median(ranks)))
+
+
+# Intervals
+
+
+def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+    """Wilson's 95% score interval of a proportion (1927): right at 0 and 1 and for small counts, where p +- 1.96 s.e. is not."""
+    if count < 1:
+        raise ValueError("an interval needs at least one item")
+    share = successes / count
+    scale = 1 + Z95**2 / count
+    centre = (share + Z95**2 / (2 * count)) / scale
+    half = Z95 / scale * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    # at 0 and 1 the bound is exactly 0 or 1; rounding must not put the value outside of its interval
+    return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
+
+
+def median_rank_interval(ranks: np.ndarray) -> tuple[float, float]:
+    """Percentile bootstrap over queries (1000 resamples, seed 0), so the same ranks give the same interval."""
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    draws = (ranks[generator.integers(0, len(ranks), (size, len(ranks)))] for size in _chunks(len(ranks)))
+    low, high = np.percentile(np.floor(np.concatenate([np.median(drawn, axis=1) for drawn in draws])), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _chunks(row_size: int) -> Iterator[int]:
+    """How many resamples to draw at once, RESAMPLES in all, so that about a million numbers are held."""
+    step = max(1, (1 << 20) // row_size)
+    for start in range(0, RESAMPLES, step):
+        yield min(step, RESAMPLES - start)
+
+
+def proportion(hits: np.ndarray, chance: float | None) -> Metric:
+    """The share of hits with Wilson's interval."""
+    count = len(hits)
+    successes = int(hits.sum())
+    return Metric(successes / count, count, wilson_interval(successes, count), "fraction", chance)
+
+
+def classification_metrics(
+    targets: np.ndarray, correct_NK: np.ndarray, predicted: np.ndarray, num_classes: int, ks: Sequence[int]
+) -> dict[str, Metric]:
+    """top-k accuracy for each k and the mean per class.
+
+    Args:
+        targets: [N] index of the right class.
+        correct_NK: [N, K] bool from `topk_correct`.
+        predicted: [N] index of the best class (argmax), for the mean per class.
+        num_classes: classes to choose from, those without samples included.
+        ks: the cut-offs of `correct_NK`.
+    """
+    metrics = {f"top{k}": proportion(correct_NK[:, i], min(k, num_classes) / num_classes) for i, k in enumerate(ks)}
+    correct = predicted == targets
+    value = mean_per_class(targets, correct, num_classes)
+    metrics["mean_per_class"] = Metric(
+        value, len(targets), mean_per_class_interval(targets, correct, num_classes), "fraction", 1 / num_classes
+    )
+    return metrics
+
+
+def ranking_metrics(ranking: Ranking, prefix: str) -> dict[str, Metric]:
+    """R@k for each k and the median rank of one direction, names with `prefix`."""
+    metrics = {
+        f"{prefix}_R@{k}": proportion(hit, recall_chance(ranking.num_candidates, ranking.positives, k))
+        for k, hit in ranking.hits.items()
+    }
+    metrics[f"{prefix}_median_rank"] = Metric(
+        median_rank(ranking.ranks),
+        len(ranking.ranks),
+        median_rank_interval(ranking.ranks),
+        "rank",
+        median_rank_chance(ranking.num_candidates, ranking.positives),
+    )
+    return metrics

@@ -1,0 +1,85 @@
+"""Retrieval both ways: the captions of a picture among all captions, the picture of a caption among all pictures.
+
+As in CLIP (arXiv 2103.00020, table 13): a query counts as found at k when at least one right answer is among its k best.
+Shape legend: N pictures, M captions, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from wordsight.data import Source
+from wordsight.evaluate import metrics
+from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
+from wordsight.evaluate.results import Judgement, fingerprint
+from wordsight.types import Metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """R@k and median rank from pictures to captions and from captions to pictures, streamed in blocks.
+
+    Each caption belongs to its own picture: the same words under another picture count as a distractor, as in the reference code.
+    Pictures without captions are distractors too, and ask nothing.
+
+    Attributes:
+        ks: the cut-offs of R@k.
+        captions: "all" of a picture, or its "first" alone.
+        ties: the order of equal scores: "topk" as CLIP_benchmark, "argsort" as open_clip; see `wordsight.evaluate.metrics`.
+        batch_size: pictures encoded at once.
+        num_workers: processes that decode.
+        progress: show progress bars.
+    """
+
+    ks: tuple[int, ...] = (1, 5, 10)
+    captions: Literal["all", "first"] = "all"
+    ties: metrics.Ties = "topk"
+    batch_size: int = 64
+    num_workers: int = 0
+    progress: bool = False
+
+    def run(self, model: Any, data: Source | Embedded | str | Path) -> dict[str, Metric]:
+        """`image_to_text_R@1`, ..., `text_to_image_median_rank`: the figures alone."""
+        return self.judge(model, data).metrics
+
+    def judge(self, model: Any, data: Source | Embedded | str | Path) -> Judgement:
+        """The figures with their protocol, fingerprint and what was found first for each query."""
+        require_embedder(model)
+        if self.captions not in ("all", "first"):
+            raise ValueError(f"captions is 'all' or 'first', got {self.captions!r}")
+        embedded = (
+            data
+            if isinstance(data, Embedded)
+            else embed_source(model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress)
+        )
+        last = None if self.captions == "all" else 1
+        pairs = [(row, text) for row, texts in enumerate(embedded.captions) for text in texts[:last]]
+        if not pairs:
+            raise ValueError(
+                "no sample of the data has a caption, so there is nothing to retrieve: measure zero_shot, or add captions"
+            )
+        texts = tuple(text for _, text in pairs)
+        texts_MD = embed_texts(model, texts, description="captions" if self.progress else None)
+        owners_M, pictures_N = torch.tensor([row for row, _ in pairs]), torch.arange(len(embedded))
+        to_text = metrics.rank_queries(embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties)
+        to_image = metrics.rank_queries(texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties)
+        silent = len(embedded) - len(to_text.rows)
+        protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions ({self.captions}), ties by {self.ties}"
+        return Judgement(
+            task="retrieval",
+            metrics=metrics.ranking_metrics(to_text, "image_to_text") | metrics.ranking_metrics(to_image, "text_to_image"),
+            protocol=protocol,
+            fingerprint=fingerprint(model, texts, embedded.listing, (protocol, self.ks)),
+            embedded=embedded,
+            rows=to_text.rows,
+            row_groups=to_text.rows,
+            hits=to_text.ranks == 1,
+            texts=texts,
+            texts_MD=texts_MD,
+            text_groups=owners_M.numpy(),
+            notes=(f"{silent} pictures have no caption: they are distractors and ask nothing",) if silent else (),
+        )
