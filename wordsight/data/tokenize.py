@@ -94,13 +94,14 @@ class ClipTokenizer:
     """Texts to CLIP's token ids: start, the text's BPE tokens, end, padding; a longer text is cut and keeps its end token.
 
     Args:
-        vocab: token -> id, with `<|startoftext|>` and `<|endoftext|>`; the end token must have the highest id, because CLIP's text tower
-            takes the feature at the arg-max of the ids.
+        vocab: token -> id, with `<|startoftext|>` and `<|endoftext|>`; the end token must have the highest id, because CLIP's
+            text tower takes the feature at the arg-max of the ids.
         merges: pairs of tokens in the order in which they are merged.
         context_length: L, at least 2 tokens.
-        clean: "open_clip" mends the encoding (ftfy), resolves HTML entities and lower-cases; "huggingface" does what transformers'
-            CLIPTokenizer does (NFC and lower case only), and reads `<|startoftext|>` and `<|endoftext|>` in a text as the special tokens.
-        pad_id: what fills a row after its end token; CLIP pads with 0, which is also the token "!": only the end token marks the end.
+        clean: "open_clip" mends the encoding (ftfy), resolves HTML entities and lower-cases; "huggingface" does what
+            transformers' CLIPTokenizer does: NFC and lower case only, and `<|startoftext|>` in a text is the special token.
+        pad_id: what fills a row after its end token; CLIP pads with 0, which is also the token "!", so that only the end
+            token marks the end.
 
     Raises:
         ValueError: a vocabulary without the special tokens or with an end id that is not the highest, or an option out of range.
@@ -128,7 +129,8 @@ class ClipTokenizer:
         self.vocab_size = len(vocab)
         if self.end_id != self.vocab_size - 1:
             raise ValueError(
-                f"the id of {END_TOKEN} must be the highest ({self.vocab_size - 1}), got {self.end_id}: a text's feature is read there"
+                f"the id of {END_TOKEN} must be the highest ({self.vocab_size - 1}), because a text's feature is read there; "
+                f"got {self.end_id}"
             )
         if not 0 <= pad_id < self.vocab_size:
             raise ValueError(f"pad_id must be in [0, {self.vocab_size}), got {pad_id}")
@@ -214,7 +216,7 @@ class ClipTokenizer:
         return memoryview(self._encode(text, None)).cast("q").tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The lower-cased text of token ids: special tokens left out, read up to the first end token, words joined by one space."""
+        """The lower-cased text of token ids up to the first end token, words joined by one space."""
         tokens = []
         for i in ids:
             if i == self.end_id:
@@ -296,7 +298,7 @@ class ClipTokenizer:
         if not isinstance(text, str):
             raise ValueError(f"a tokenizer takes strings, got {type(text).__name__}: {text!r:.80}")
         if text.isascii() and "&" not in text and (text.isprintable() or _is_plain_lines(text)):
-            if self._pipeline is not None and "<|" in text:
+            if self._pipeline is not None and "<" in text:  # perhaps a special token, of the one spelling or the other
                 return self._to_bytes(self._pipeline.encode(text, add_special_tokens=False).ids)
             words = text.lower().split()
         elif self._pipeline is not None:
@@ -337,7 +339,8 @@ def train_tokenizer(
 ) -> ClipTokenizer:
     """Learn a BPE vocabulary from texts, split as CLIP splits them (arXiv 1508.07909, section 3.2; CLIP's has 49,408 tokens).
 
-    The ids are laid out as CLIP's: 512 byte tokens, the merges, start, end. So id 0 (the default padding) is "!" and end is the highest.
+    The ids are laid out as CLIP's: 512 byte tokens, the merges, start, end. So id 0 (the default padding) is "!" and the end
+    id is the highest.
 
     Args:
         texts: what to learn from, read once.
