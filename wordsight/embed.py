@@ -149,6 +149,7 @@ def _read(preprocessor: Preprocess, item: tuple[int, str | os.PathLike[str] | Im
     from wordsight.data.errors import BadSampleError
 
     position, image = item
+    content: bytes | Image.Image
     if isinstance(image, Image.Image):
         name, content = f"picture {position} of the given ones", image
     elif isinstance(image, str | os.PathLike):

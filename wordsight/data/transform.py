@@ -1,4 +1,4 @@
-"""CLIP's preprocessing without torchvision: any PIL image to RGB, resized and cropped as the reference does (arXiv 2103.00020, section 2.5).
+"""CLIP's preprocessing without torchvision (arXiv 2103.00020, section 2.5): any PIL image to RGB, resized, cropped, normalised.
 
 Shape legend: B batch, H height, W width.
 """
@@ -15,7 +15,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,8 +30,9 @@ _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 def open_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode as upright RGB: turned by its EXIF tag, transparency laid on white, 16 bits scaled to 8.
 
-    Grey pictures of 16 bits are divided by 257; those of 32-bit integers too where a value is over 255 (PNG readers widen 16 bits so); those of
-    floats are multiplied by 255 where no value is over 1. The reference (open_clip) neither turns nor lays on white.
+    Grey pictures of 16 bits are divided by 257; those of 32-bit integers too where a value is over 255 (PNG readers widen 16
+    bits so); those of floats are multiplied by 255 where no value is over 1. The reference (open_clip) neither turns nor lays
+    on white.
 
     Args:
         image: any PIL image; it is not changed.
@@ -49,6 +49,8 @@ def open_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BIT_MODES or image.mode in ("I", "F"):
         image = _to_grey(image)
     if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")  # PIL knows no other way out of premultiplied grey
         rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -80,7 +82,7 @@ class Preprocess:
 
     Args:
         image_size_px: H = W of the output.
-        resize: "shortest" makes the shorter side `image_size_px` and crops the middle (CLIP), "squash" resizes both sides (SigLIP).
+        resize: "shortest" makes the shorter side `image_size_px` and crops the middle (CLIP), "squash" resizes both sides.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
         mean, std: of the three channels in [0, 1], subtracted and divided by.
 
@@ -131,12 +133,18 @@ class Preprocess:
 
         Returns:
             float32 of the same shape.
+
+        Raises:
+            ValueError: integers other than uint8, whose range is not known.
         """
         import torch
 
-        scaled = pixels.to(torch.float32) / 255 if pixels.dtype == torch.uint8 else pixels.to(torch.float32)
+        if not pixels.is_floating_point() and pixels.dtype != torch.uint8:
+            raise ValueError(f"pixels must be uint8 in [0, 255] or floats in [0, 1], got {pixels.dtype}")
         mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return (scaled - mean) / std
+        if pixels.dtype == torch.uint8:  # in place: fresh memory for each operation takes longer than the operation
+            return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        return (pixels.to(torch.float32) - mean).div_(std)
 
     def to_config(self) -> dict[str, Any]:
         """Plain values for a checkpoint's JSON."""
@@ -162,8 +170,8 @@ class Preprocess:
 class TrainTransform:
     """CLIP's augmentation: a random crop of most of the picture, resized to a square, perhaps flipped.
 
-    The crop is drawn as torchvision's RandomResizedCrop does: ten tries of an area and an aspect ratio (log-uniform), then the largest middle crop
-    of an allowed ratio.
+    The crop is drawn as torchvision's RandomResizedCrop does: ten tries of an area and an aspect ratio (log-uniform), then the
+    largest middle crop of an allowed ratio.
 
     Args:
         image_size_px: H = W of the output.
@@ -236,8 +244,7 @@ def _shortest_side(width: int, height: int, size_px: int) -> tuple[int, int]:
 
 
 def _cut_strip(rgb: Image.Image) -> Image.Image:
-    """The middle of a picture that is longer than 1 : 50, of which the centre crop sees little: 1 x 100,000 px resized to 224 px on the shorter side
-    would need 20 GB."""
+    """The middle of a picture that is longer than 1 : 50: resized whole, 1 x 100,000 px would become 224 x 22,400,000."""
     width, height = rgb.size
     longest = _MAX_ASPECT * min(width, height)
     if max(width, height) <= longest:
