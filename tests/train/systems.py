@@ -78,7 +78,9 @@ class Normed(nn.Module):
         return {"image": self.tower(batch.pixels), "text": self.text(batch.tokens).mean(1)}
 
     def loss_from_embeddings(self, embeddings: dict[str, Tensor]) -> dict[str, Term]:
-        logits = self.log_scale.exp() * nn.functional.normalize(embeddings["image"]) @ nn.functional.normalize(embeddings["text"]).T
+        logits = (
+            self.log_scale.exp() * nn.functional.normalize(embeddings["image"]) @ nn.functional.normalize(embeddings["text"]).T
+        )
         loss = nn.functional.cross_entropy(logits, torch.arange(len(logits)), reduction="sum")
         return {"pairs": Term(sum=loss, count=len(logits))}
 

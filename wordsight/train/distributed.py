@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -134,7 +133,9 @@ def pick_device(name: str, world: World) -> torch.device:
         raise ValueError(f"there is no {name} device here: use --device auto or --device cpu")
     if name == "cuda":
         if world.local_size > torch.cuda.device_count():
-            raise ValueError(f"{world.local_size} processes on {torch.cuda.device_count()} GPUs: one GPU a process, so lower --processes")
+            raise ValueError(
+                f"{world.local_size} processes on {torch.cuda.device_count()} GPUs: one GPU a process, so lower --processes"
+            )
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)
     return torch.device(name)
@@ -216,6 +217,3 @@ def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float = 10.0
     return 128 - failed[0] if failed[0] < 0 else failed[0]
 
 
-def this_program(arguments: Sequence[str]) -> list[str]:
-    """The command line that starts `wordsight` with `arguments` in this interpreter."""
-    return [sys.executable, "-m", "wordsight", *arguments]

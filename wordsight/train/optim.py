@@ -101,7 +101,9 @@ def restore_optimizer(system: nn.Module, optimizer: torch.optim.Optimizer, tenso
     for name, value in tensors.items():
         owner, _, key = name.rpartition("|")
         if owner not in parameters:
-            raise ValueError(f"the optimizer's state names {owner!r}, which the model has not: the checkpoint is of another model")
+            raise ValueError(
+                f"the optimizer's state names {owner!r}, which the model has not: the checkpoint is of another model"
+            )
         state.setdefault(parameters[owner], {})[key] = value.to(parameters[owner].device, copy=True)
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -222,12 +222,22 @@ class Stepper:
 
 @contextmanager
 def _buffers_kept(system: nn.Module, active: bool) -> Iterator[None]:
-    """Put buffers (running statistics) back afterwards, as if the block had not run."""
-    before = [buffer.clone() for buffer in system.buffers()] if active else []
+    """Put buffers back afterwards, as if the block had not run."""
+    before = copy_buffers(system) if active else None
     yield
-    with torch.no_grad():
-        for buffer, value in zip(system.buffers(), before, strict=False):
-            buffer.data.copy_(value)  # past the version counter: a graph that is alive never reads running statistics
+    if before is not None:
+        put_buffers(system, before)
+
+
+def copy_buffers(system: nn.Module) -> list[Tensor]:
+    """A system's buffers (running statistics) as they are now."""
+    return [buffer.detach().clone() for buffer in system.buffers()]
+
+
+def put_buffers(system: nn.Module, values: list[Tensor]) -> None:
+    """Put back what `copy_buffers` gave."""
+    for buffer, value in zip(system.buffers(), values, strict=True):
+        buffer.data.copy_(value)  # past the version counter: a graph that is alive never reads running statistics
 
 
 def _one_empty_row(batch: Batch) -> Batch:
@@ -255,5 +265,3 @@ def average_running_statistics(system: nn.Module, world: World) -> None:
         flat = world.add(torch.cat([tensor.flatten() for tensor in statistics])) / world.size
         for tensor, value in zip(statistics, flat.split([t.numel() for t in statistics]), strict=True):
             tensor.copy_(value.view_as(tensor))
-
-
