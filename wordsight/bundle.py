@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ def _read(path_or_name: str | Path, model: str | None) -> Contents:
     expected = catalog.find(model).config if model is not None else None
     if not path.exists():
         if str(path_or_name) not in catalog.CATALOG:
-            raise FileNotFoundError(f"{path_or_name} is no file or folder here, and as a name: {_name_hint(str(path_or_name))}")
+            raise FileNotFoundError(f"{path_or_name}: no such file or folder, and no name of the catalogue{_name_hint(str(path_or_name))}")
         if model not in (None, str(path_or_name)):
             raise ValueError(f"{path_or_name!r} names a model and so does model={model!r}: leave one out, or give the file's path")
         path, expected = local_files.find(str(path_or_name)), catalog.find(str(path_or_name)).config
@@ -154,11 +155,8 @@ def _read(path_or_name: str | Path, model: str | None) -> Contents:
 
 
 def _name_hint(name: str) -> str:
-    try:
-        catalog.find(name)
-    except ValueError as error:
-        return str(error)
-    return ""
+    near = get_close_matches(name, catalog.CATALOG, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else " (`wordsight models` lists it)"
 
 
 def _read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
