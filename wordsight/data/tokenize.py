@@ -8,6 +8,7 @@ Shape legend: N texts, L context length in tokens.
 
 from __future__ import annotations
 
+import copy
 import gzip
 import html
 import json
@@ -47,6 +48,18 @@ def _byte_characters() -> tuple[str, ...]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return tuple(chr(byte if byte in printable else next(others)) for byte in range(256))
+
+
+@lru_cache(maxsize=1)
+def _byte_table() -> dict[int, str]:
+    return dict(enumerate(_byte_characters()))
+
+
+def _as_bytes(piece: str) -> str:
+    """A piece's UTF-8 bytes, each as its printable character."""
+    if piece.isascii() and piece.isprintable():
+        return piece  # such bytes stand for themselves
+    return piece.encode("utf-8").decode("latin-1").translate(_byte_table())
 
 
 def _base_tokens() -> list[str]:
@@ -118,10 +131,6 @@ class ClipTokenizer:
     ) -> None:
         from tokenizers.models import BPE
 
-        if clean not in CLEANINGS:
-            raise ValueError(f"clean must be one of {', '.join(CLEANINGS)}, got {clean!r}")
-        if context_length < 2:
-            raise ValueError(f"context_length must be at least 2 (start and end token), got {context_length}")
         missing = [token for token in (START_TOKEN, END_TOKEN) if token not in vocab]
         if missing:
             raise ValueError(f"the vocabulary has no {' and no '.join(missing)}: this is not a CLIP tokenizer's vocabulary")
@@ -132,21 +141,36 @@ class ClipTokenizer:
                 f"the id of {END_TOKEN} must be the highest ({self.vocab_size - 1}), because a text's feature is read there; "
                 f"got {self.end_id}"
             )
+        self._bpe: BPE = BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix="</w>", continuing_subword_prefix="")
+        self._set_options(context_length, clean, pad_id)
+
+    def _set_options(self, context_length: int, clean: str, pad_id: int) -> None:
+        if context_length < 2:
+            raise ValueError(f"context_length must be at least 2 (start and end token), got {context_length}")
+        if clean not in CLEANINGS:
+            raise ValueError(f"clean must be one of {', '.join(CLEANINGS)}, got {clean!r}")
         if not 0 <= pad_id < self.vocab_size:
             raise ValueError(f"pad_id must be in [0, {self.vocab_size}), got {pad_id}")
         self.context_length, self.clean, self.pad_id = context_length, clean, pad_id
-        self._bpe: BPE = BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix="</w>", continuing_subword_prefix="")
-        self._to_byte_characters = dict(enumerate(_byte_characters()))
         self._words = _WordCache(self._encode_word)
         self._pipeline = self.engine() if clean == "huggingface" else None
+
+    def with_options(
+        self, *, context_length: int | None = None, clean: str | None = None, pad_id: int | None = None
+    ) -> ClipTokenizer:
+        """The same vocabulary with other options; what is None stays. The vocabulary is shared, not copied."""
+        other = copy.copy(self)
+        other._set_options(
+            self.context_length if context_length is None else context_length,
+            self.clean if clean is None else clean,
+            self.pad_id if pad_id is None else pad_id,
+        )
+        return other
 
     @classmethod
     def clip(cls, context_length: int = 77, *, clean: str = "open_clip", pad_id: int = 0) -> ClipTokenizer:
         """The tokenizer of the published CLIP models: 49,408 tokens (48,894 merges)."""
-        asset = resources.files("wordsight.data").joinpath("assets/clip_merges.txt.gz").read_bytes()
-        pairs = gzip.decompress(asset).decode("utf-8").split("\n")
-        merges: list[tuple[str, str]] = [tuple(pair.split(" ")) for pair in pairs]  # type: ignore[misc]
-        return cls(_vocabulary(merges), merges, context_length=context_length, clean=clean, pad_id=pad_id)
+        return _published().with_options(context_length=context_length, clean=clean, pad_id=pad_id)
 
     @classmethod
     def from_file(
@@ -170,8 +194,7 @@ class ClipTokenizer:
             if not (file / "tokenizer.json").exists() and all(part.exists() for part in parts):
                 vocab = _read_json(parts[0])
                 lines = parts[1].read_text(encoding="utf-8").split("\n")
-                pairs = [line for line in lines if line and not line.startswith("#version")]
-                merges: list[tuple[str, str]] = [tuple(pair.split(" ")) for pair in pairs]  # type: ignore[misc]
+                merges = _pairs(line for line in lines if line and not line.startswith("#version"))
                 return cls(vocab, merges, context_length=context_length, clean=clean or "huggingface", pad_id=pad_id or 0)
             file = file / "tokenizer.json"
         content = _read_json(file)
@@ -179,7 +202,7 @@ class ClipTokenizer:
         if not isinstance(model, dict) or model.get("end_of_word_suffix") != "</w>" or "merges" not in model:
             raise ValueError(f"{file} is not a CLIP tokenizer (a BPE with the end-of-word suffix '</w>')")
         vocab = model["vocab"] | {token["content"]: token["id"] for token in content.get("added_tokens") or []}
-        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]  # type: ignore[misc]
+        merges = _pairs(pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"])
         says = "open_clip" if "<start_of_text>" in json.dumps(content.get("pre_tokenizer")) else "huggingface"
         padding = content.get("padding") or {}
         return cls(
@@ -314,9 +337,7 @@ class ClipTokenizer:
             if self._pipeline is None and piece in _OPEN_CLIP_SPECIALS:
                 ids.append(self.start_id if piece == "<start_of_text>" else self.end_id)
                 continue
-            if not piece.isascii() or not piece.isprintable():
-                piece = piece.encode("utf-8").decode("latin-1").translate(self._to_byte_characters)
-            ids.extend(token.id for token in self._bpe.tokenize(piece))
+            ids.extend(token.id for token in self._bpe.tokenize(_as_bytes(piece)))
         return self._to_bytes(ids)
 
     @staticmethod
@@ -355,12 +376,11 @@ def train_tokenizer(
     base = _base_tokens()
     if vocab_size < len(base) + 2:
         raise ValueError(f"vocab_size must be at least {len(base) + 2} (512 byte tokens, start and end), got {vocab_size}")
-    table = dict(enumerate(_byte_characters()))
 
     def lines() -> Iterable[str]:
         for text in texts:
             pieces = (piece for word in _clean(text).split() for piece in _pieces(word))
-            yield " ".join(piece.encode("utf-8").decode("latin-1").translate(table) for piece in pieces)
+            yield " ".join(map(_as_bytes, pieces))
 
     engine = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     engine.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -375,6 +395,18 @@ def train_tokenizer(
         known.add(first + second)  # two merges may end in the same token
         merges.append((first, second))
     return ClipTokenizer(_vocabulary(merges), merges, context_length=context_length, clean=clean, pad_id=pad_id)
+
+
+@lru_cache(maxsize=1)
+def _published() -> ClipTokenizer:
+    """CLIP's vocabulary, read once (about 0.15 s)."""
+    asset = resources.files("wordsight.data").joinpath("assets/clip_merges.txt.gz").read_bytes()
+    merges = _pairs(gzip.decompress(asset).decode("utf-8").split("\n"))
+    return ClipTokenizer(_vocabulary(merges), merges)
+
+
+def _pairs(lines: Iterable[str]) -> list[tuple[str, str]]:
+    return [tuple(line.split(" ")) for line in lines]  # type: ignore[misc]
 
 
 def _vocabulary(merges: Iterable[tuple[str, str]]) -> dict[str, int]:
