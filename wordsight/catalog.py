@@ -68,22 +68,22 @@ _OWN = (
     Entry(
         name="clip-tiny",
         config=CLIPConfig(
-            embed_dim=16,
+            embed_dim=512,
             image=ViTConfig(image_size_px=32, patch_size_px=8, width=32, num_layers=2, num_heads=2),
             text=_TINY_TEXT,
         ),
-        num_parameters=1_640_833,
+        num_parameters=1_672_577,
         paper=CLIP_PAPER,
         summary="for tests: both towers 2 layers of 32",
     ),
     Entry(
         name="clip-tiny-resnet",
         config=CLIPConfig(
-            embed_dim=16,
+            embed_dim=512,
             image=ResNetConfig(image_size_px=64, layers=(1, 1, 1, 1), width=8, num_heads=4),
             text=_TINY_TEXT,
         ),
-        num_parameters=1_938_605,
+        num_parameters=2_081_949,
         paper=CLIP_PAPER,
         summary="for tests: one bottleneck a stage, text 2 layers of 32",
     ),

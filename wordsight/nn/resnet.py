@@ -185,11 +185,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
     For a second forward pass over the same batch (recomputation, two-pass gradient caching), which must not count it twice.
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     try:
-        for norm in norms:
-            norm.track_running_stats = False
+        for norm in norms:  # and not track_running_stats = False, with which the recomputation would save other tensors
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, num_batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wordsight.embed import EmbedderMixin
 from wordsight.losses.contrastive import info_nce, same_pair
 from wordsight.nn.random import number_streams
 from wordsight.nn.resnet import ModifiedResNet, ResNetConfig
@@ -59,7 +60,7 @@ class CLIPConfig:
         make_activation(self.activation)
 
 
-class CLIP(nn.Module):
+class CLIP(EmbedderMixin, nn.Module):
     """Two towers, a learnable temperature, symmetric InfoNCE.
 
     Attributes:
