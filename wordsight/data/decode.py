@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000  # larger than the largest common camera, smaller than the 100-megapixel bombs
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")  # by content, whatever the name says; none starts a program
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # by content, whatever the name says; none starts a program
 
 
 def decode(data: bytes | Image.Image, *, key: str = "image", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -36,8 +36,9 @@ def decode(data: bytes | Image.Image, *, key: str = "image", max_pixels: int = M
         BadSampleError: empty, truncated, damaged, no picture, or too large.
     """
     try:
-        image = _open(data, key, max_pixels) if isinstance(data, bytes) else data
-        return open_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a picture is bad or it is not; and our own limit of size is stricter than PIL's
+            return open_rgb(_open(data, key, max_pixels) if isinstance(data, bytes) else data)
     except BadSampleError:
         raise
     except Exception as error:  # PIL's decoders raise nearly every built-in exception on damaged files
@@ -70,7 +71,7 @@ def decode_array(
         array = _decode_plain_jpeg(data, key, min_side_px, max_pixels)
         if array is not None:
             return array
-    return np.asarray(decode(data, key=key, max_pixels=max_pixels))
+    return np.array(decode(data, key=key, max_pixels=max_pixels))  # a copy: PIL's own is read-only
 
 
 def _decode_plain_jpeg(data: bytes, key: str, min_side_px: int | None, max_pixels: int) -> np.ndarray | None:
@@ -105,14 +106,12 @@ def _open(data: bytes, key: str, max_pixels: int) -> Image.Image:
 
     if not data:
         raise BadSampleError(key, "is empty (0 bytes)")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except Image.UnidentifiedImageError:
-            raise BadSampleError(key, f"is no picture (its first bytes: {data[:12]!r})") from None
-        except Image.DecompressionBombError as error:
-            raise BadSampleError(key, f"is too large: {error}") from None
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        raise BadSampleError(key, f"is no picture (its first bytes: {data[:12]!r})") from None
+    except Image.DecompressionBombError as error:
+        raise BadSampleError(key, f"is too large: {error}") from None
     _check_size(image.width, image.height, key, max_pixels)
     return image
 

@@ -36,9 +36,9 @@ class TooManyBadSamplesError(ValueError):
 class BadReport:
     """Counts samples drawn and bad ones, keeps the names, and raises once too many are bad.
 
-    Too many are bad as soon as more than `max_share` of all `total` samples are known to be bad, or the share among those drawn is
-    above `max_share` by more than chance explains (three standard deviations). A bad sample that is drawn again (a later epoch)
-    counts again in `count` but is named once.
+    Too many are bad as soon as more than `max_share` of all `total` samples are known to be bad, or the share among those drawn
+    is above `max_share` by more than chance explains (three standard deviations). A bad sample that is drawn again (a later
+    epoch) counts again in `count` but is named once.
 
     Args:
         max_share: the highest tolerable share of bad samples, in [0, 1].
@@ -80,8 +80,8 @@ class BadReport:
         if found and (len(self._named) > self.max_share * self.total or self.count > expected + 3 * expected**0.5):
             first = "".join(f"\n  {one.key}: {one.reason}" for one in list(self._named.values())[:10])
             raise TooManyBadSamplesError(
-                f"{self.count} of {self.drawn} samples drawn could not be read ({len(self._named)} different ones of {self.total}), "
-                f"more than max_bad_share={self.max_share:g} allows. The first ones:{first}\n"
+                f"{self.count} of {self.drawn} samples drawn could not be read ({len(self._named)} different ones of "
+                f"{self.total}), more than max_bad_share={self.max_share:g} allows. The first ones:{first}\n"
                 "Mend or remove them, or raise max_bad_share."
             )
 

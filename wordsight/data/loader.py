@@ -5,8 +5,8 @@ caption, crop and flip are drawn from (seed, position), position = k B + row. So
 batches however many they are, and resuming at the exact sample is `batches(start_step)`.
 
 - *sample seen*: one row drawn for a training batch, bad ones included.
-- *epoch*: `samples_per_epoch` samples seen (default: the size of the sources), whatever the sampling. Draws go on over the end of a
-  pass, so every batch is full.
+- *epoch*: `samples_per_epoch` samples seen (default: the size of the sources), whatever the sampling. Draws go on over the end
+  of a pass, so every batch is full.
 - *step*: one global batch of `batch_size` rows drawn.
 
 Shape legend: B rows of this rank's slice, N samples, C captions of all samples, H height, W width, L text length in tokens.
@@ -158,12 +158,12 @@ class Loader:
         transform: a TrainTransform (random crops), or a Preprocess (augmentation happens elsewhere).
         tokenizer: texts -> int64 [N, L].
         seed: of the order, the captions and the crops.
-        sampling: "epoch" goes through the sources in passes, every sample once a pass; "replacement" draws each row independently.
+        sampling: "epoch" goes through the sources in passes, every sample once a pass; "replacement" draws each row by itself.
         num_samples: samples in an epoch, for counting; default: the size of the sources.
         rank, world_size: which slice of the batch this process gets.
         num_workers: processes that make batches; 0 makes them in this one.
-        first_caption_prob: how often the first caption is taken, otherwise one of the others evenly; None takes all evenly. A sample
-            without captions is described by its label.
+        first_caption_prob: how often the first caption is taken, otherwise one of the others evenly; None takes all evenly. A
+            sample without captions is described by its label.
         max_bad_share: the share of bad samples above which reading stops with an error.
         shuffle: the order of a pass: "auto", "full", "window" or "none", see `PassOrder`.
         cache_decoded: decode everything once into memory (needs a Preprocess, and N x 3 x size x size bytes).
@@ -291,8 +291,8 @@ def choose_caption(captions: Sequence[Any], rng: np.random.Generator, first_capt
 def make_pixels(sample: Sample, transform: Preprocess | TrainTransform, rng: np.random.Generator) -> Tensor:
     """A sample's picture as uint8 [3, H, W].
 
-    A TrainTransform's crop is resized by torch's uint8 kernels, which differ from PIL's by at most a few levels and are several times faster;
-    a Preprocess gives the reference's pixels exactly.
+    A TrainTransform's crop is resized by torch's uint8 kernels, which differ from PIL's by a few levels at most and are several
+    times faster; a Preprocess gives the reference's pixels exactly.
     """
     if isinstance(transform, Preprocess):
         return transform.to_uint8(decode(sample.image, key=sample.key))

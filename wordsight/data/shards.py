@@ -110,7 +110,7 @@ class _Shard:
                 except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError, MemoryError) as error:
                     self._break("", f"can't be read beyond byte {tar.offset:,} of {size:,}: {error}")
                     return
-                tar.members = []  # tarfile keeps every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if member is None:
                     break
                 if member.offset <= last or member.size < 0:
@@ -239,7 +239,7 @@ class ShardSource:
 
 
 def _sample(key: str, image: bytes, texts: dict[str, bytes]) -> Sample:
-    """Captions are the .txt, then the JSON's "caption" and "captions", each text once; the label is the .cls or the JSON's "label"."""
+    """Captions: the .txt, then the JSON's "caption" and "captions", each text once; label: the .cls or the JSON's "label"."""
     try:
         decoded = {suffix: data.decode("utf-8") for suffix, data in texts.items()}
     except UnicodeDecodeError as error:

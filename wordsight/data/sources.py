@@ -172,11 +172,11 @@ def _expand(path: str) -> list[Path]:
         return [Path(shard) for shard in shards(path.removeprefix("sample:"))]
     if os.path.exists(path):
         return [Path(path)]
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     try:
         names = list(braceexpand(path))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise ValueError(f"the braces in {path} don't match: {error}") from error
     found = []
     for name in names:

@@ -79,6 +79,7 @@ class TableSource:
         if not captions and not labels:
             raise ValueError(f"{path} has no column of captions; name it with caption_columns=(...). It has {', '.join(columns)}")
         paths = pc.cast(table[image], pa.large_string()).combine_chunks()
+        paths = pc.if_else(pc.equal(paths, ""), None, paths)
         coded = paths.dictionary_encode()
         self._paths = coded.dictionary
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
