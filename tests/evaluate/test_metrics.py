@@ -176,21 +176,31 @@ def test_a_share_lies_in_its_interval(count: int, data: st.DataObject) -> None:
     assert high - low > 0
 
 
-def test_bootstrap_covers_the_truth_and_repeats() -> None:
-    """Of 200 measurements of a median (of a mean per class) about 95% of the intervals hold the truth."""
+def test_median_rank_interval_covers_the_truth_and_repeats() -> None:
+    """Of 100 measurements about 95 intervals hold the truth."""
     generator = np.random.default_rng(1)
-    inside_median = inside_class = 0
+    inside = 0
     for _ in range(100):
         ranks = generator.geometric(0.1, size=101)  # median 7
         low, high = metrics.median_rank_interval(ranks)
-        inside_median += low <= 7 <= high
-        targets = np.repeat(np.arange(4), (20, 40, 60, 200))
-        correct = generator.random(len(targets)) < np.array([0.2, 0.5, 0.8, 0.9])[targets]
-        low, high = metrics.mean_per_class_interval(targets, correct, 5)
-        inside_class += low <= 0.6 <= high
-    assert inside_median >= 88
-    assert inside_class >= 88
-    assert metrics.mean_per_class_interval(targets, correct, 5) == (low, high)
+        inside += low <= 7 <= high
+    assert inside >= 88
+    assert metrics.median_rank_interval(ranks) == (low, high)
+
+
+@pytest.mark.parametrize("sizes", [(20, 40, 60, 200), (1,) * 100, (1, 2, 300, 3), (8,) * 40])
+def test_mean_per_class_interval_covers_the_truth(sizes: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(2)
+    targets = np.repeat(np.arange(len(sizes)), sizes)
+    inside = 0
+    for _ in range(200):
+        share = np.clip(generator.normal(0.6, 0.1, len(sizes)), 0, 1)  # classes differ
+        correct = generator.random(len(targets)) < share[targets]
+        low, high = metrics.mean_per_class_interval(targets, correct, len(sizes) + 1)
+        inside += low <= share.mean() <= high
+    assert inside >= 180
+    assert metrics.mean_per_class_interval(np.arange(9), np.arange(9) < 4, 9) == metrics.wilson_interval(4, 9)
+    assert metrics.mean_per_class_interval(np.arange(9), np.ones(9, bool), 9)[0] < 0.8, "nine right answers prove no perfection"
 
 
 @settings(deadline=None)

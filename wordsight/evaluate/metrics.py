@@ -72,21 +72,16 @@ def _per_class(targets: np.ndarray, correct: np.ndarray, num_classes: int) -> tu
 
 
 def mean_per_class_interval(targets: np.ndarray, correct: np.ndarray, num_classes: int) -> tuple[float, float]:
-    """Percentile bootstrap over samples (1000 resamples, seed 0); a class that a resample has no sample of is left out of it.
+    """Wilson's 95% interval of the mean per class, with Kish's effective number of samples.
 
-    A resample needs only its number of right and wrong samples of each class, so those are drawn: one multinomial draw each.
+    The mean per class is a weighted share: a sample of a class with n_c samples weighs 1 / (C n_c). Weighted samples count as
+    (sum w)^2 / sum w^2 = C^2 / sum_c (1 / n_c) equal ones (Kish 1965), which is their number where classes are of one size. A
+    bootstrap would give no width at all where every answer is right, and too little where classes have one sample each.
     """
-    counts, rights = _per_class(targets, correct, num_classes)
-    present = counts > 0
-    cells = np.concatenate([rights[present], counts[present] - rights[present]])
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    means = []
-    for size in _chunks(len(cells)):
-        right, wrong = np.split(generator.multinomial(len(targets), cells / len(targets), size), 2, axis=1)
-        drawn = right + wrong > 0
-        means.append((right / np.maximum(right + wrong, 1)).sum(1) / drawn.sum(1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+    counts, _ = _per_class(targets, correct, num_classes)
+    present = counts[counts > 0]
+    effective = len(present) ** 2 / float(np.sum(1 / present))
+    return wilson_interval(mean_per_class(targets, correct, num_classes) * effective, effective)
 
 
 # Retrieval
@@ -243,10 +238,10 @@ def median_rank(ranks: np.ndarray) -> float:
 # Intervals
 
 
-def wilson_interval(successes: float, count: int) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion (1927): right at 0 and 1 and for small counts, where p +- 1.96 s.e. is not."""
-    if count < 1:
-        raise ValueError("an interval needs at least one item")
+    if count <= 0:
+        raise ValueError(f"an interval needs at least one item, got {count}")
     share = successes / count
     scale = 1 + Z95**2 / count
     centre = (share + Z95**2 / (2 * count)) / scale

@@ -71,7 +71,7 @@ class ZeroShot:
             predicted.append(scores_BC.argmax(1))
         correct_NK, predicted_N = torch.cat(correct).numpy(), torch.cat(predicted).numpy()
         prompts = self.prompts if isinstance(self.prompts, str | Path) else "given"
-        protocol = f"zero-shot, {len(classes)} classes, prompts {prompts} ({len(templates)} ensembled), ties by topk"
+        protocol = f"zero-shot, {len(classes)} classes, prompts {prompts} ({len(templates)}), ties by topk"
         probes = [fill(templates[0], name) for name in classes] + [fill(template, classes[0]) for template in templates]
         unlabelled = len(embedded) - len(rows)
         return Judgement(

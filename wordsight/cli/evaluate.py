@@ -1,0 +1,199 @@
+"""`wordsight evaluate`: figures of a model on a data set, into a run folder with its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from wordsight.evaluate import Embedded, Judgement
+
+RUN_FILES = ("recipe.json", "environment.json", "results.json")
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  wordsight evaluate runs/quickstart --data sample:twemoji-unseen --prompts name
+  wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --json""",
+)
+@click.argument("model")
+@click.option(
+    "--data", "specs", multiple=True, required=True, metavar="PATH", help="Shards, table, folder or sample:SPLIT; repeatable."
+)
+@click.option(
+    "--task", type=click.Choice(["zero_shot", "retrieval", "all"]), default="all", help="Default: all that the data allow."
+)
+@click.option(
+    "--prompts", default="simple", show_default=True, metavar="SET", help="simple, imagenet80, name, or a file of templates."
+)
+@click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line.")
+@click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
+@click.option("--split", metavar="NAME", help="Name of the split in results.json. Default: told from PATH.")
+@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
+@click.option("--model", "architecture", metavar="NAME", help="The architecture, where the file does not say it.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and no progress.")
+def command(
+    model: str,
+    specs: tuple[str, ...],
+    task: str,
+    prompts: str,
+    classes: Path | None,
+    captions: str,
+    split: str | None,
+    run_dir: Path | None,
+    architecture: str | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
+
+    MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
+    runs/evaluate-MODEL.
+    """
+    if split is not None and len(specs) > 1:
+        raise click.UsageError("--split names one data set, and there are several --data")
+    from wordsight.evaluate import embed_source, name_data, write_examples, write_report, write_results
+    from wordsight.evaluate.prompts import prompt_templates
+
+    prompt_templates(prompts)  # a wrong name fails before the model is loaded
+    names = _class_names(classes)
+    loaded = _load(model, architecture, device)
+    folder = run_dir or default_run_dir(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = not as_json and sys.stderr.isatty()
+    records: list[dict[str, Any]] = []
+    for spec in specs:
+        embedded = embed_source(loaded, spec, batch_size=batch_size, num_workers=workers, progress=progress)
+        data, part = name_data(spec, split)
+        again = _command(model, spec, folder)
+        for judgement in _judge(loaded, embedded, task, prompts, names, captions, progress):
+            found = judgement.records(data, part)
+            records += found
+            write_results(folder, found)
+            write_examples(folder, judgement, data, part, command=again)
+            if not as_json:
+                _print_table(judgement, data, part)
+    _describe(folder, loaded)
+    report = write_report(folder)
+    if as_json:
+        click.echo(json.dumps({"run": str(folder), "report": str(report), "results": records}, indent=1, ensure_ascii=False))
+    else:
+        click.echo(f"Results: {folder / 'results.json'}. Report: {report}.")
+
+
+def default_run_dir(model: str) -> Path:
+    """Where results go without --run: the run folder that the model belongs to, else `runs/evaluate-MODEL` here.
+
+    A run folder is known by its files; a model in its `best/`, `last/` or `checkpoints/step-.../` belongs to it.
+    """
+    path = Path(model)
+    for folder in (path, path.parent, path.parent.parent):
+        if path.is_dir() and any((folder / name).is_file() for name in RUN_FILES):
+            return folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.name if path.exists() else model).strip("-.") or "model"
+    return Path("runs") / f"evaluate-{name}"
+
+
+def _class_names(path: Path | None) -> list[str] | None:
+    if path is None:
+        return None
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} has no class names: write one a line")
+    return names
+
+
+def _load(model: str, architecture: str | None, device: str) -> Any:
+    import warnings
+
+    import wordsight
+    from wordsight.train.distributed import World, pick_device
+
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        loaded = wordsight.load(model, model=architecture)
+    for note in notes:
+        click.echo(f"Note: {note.message}", err=True)
+    return loaded.to(pick_device(device, World()))
+
+
+def _judge(
+    model: Any, embedded: Embedded, task: str, prompts: str, classes: list[str] | None, captions: str, progress: bool
+) -> list[Judgement]:
+    """The measurements of `task`; "all" leaves out what the data have no labels or captions for, and says so."""
+    from wordsight.evaluate import Retrieval, ZeroShot
+
+    has = {"zero_shot": any(label is not None for label in embedded.labels), "retrieval": any(embedded.captions)}
+    if embedded.bad:
+        click.echo(f"{len(embedded.bad)} samples could not be read:", err=True)
+        for one in embedded.bad[:10]:
+            click.echo(f"  {one.key}: {one.reason}", err=True)
+    tasks = [name for name in has if has[name]] if task == "all" else [task]
+    if not tasks:
+        raise ValueError("the data have neither labels nor captions: nothing can be measured on them")
+    if task == "all" and len(tasks) < len(has):
+        missing = "labels" if not has["zero_shot"] else "captions"
+        click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
+    evaluators = {
+        "zero_shot": ZeroShot(classes=classes, prompts=prompts, progress=progress),
+        "retrieval": Retrieval(captions="first" if captions == "first" else "all", progress=progress),
+    }
+    return [evaluators[name].judge(model, embedded) for name in tasks]
+
+
+def _command(model: str, spec: str, folder: Path) -> str:
+    """What measures this data set again: the words of this call where it was typed, the essential ones where it was not."""
+    program = Path(sys.argv[0]).name
+    if program in ("wordsight", "main.py", "__main__.py") and "evaluate" in sys.argv:
+        return " ".join(["wordsight", *map(shlex.quote, sys.argv[sys.argv.index("evaluate") :])])
+    return " ".join(["wordsight evaluate", *map(shlex.quote, [model, "--data", spec, "--run", os.fspath(folder)])])
+
+
+def _describe(folder: Path, model: Any) -> None:
+    """Machine and versions of a folder that no training has described."""
+    from wordsight.evaluate.results import write_atomically
+    from wordsight.train.distributed import World
+    from wordsight.train.log import describe_environment
+
+    if not (folder / "environment.json").exists():
+        start = {"step": 0, **describe_environment(World(), next(model.parameters()).device, 0)}
+        del start["seed"]  # nothing here is random but the bootstrap, whose seed is fixed
+        write_atomically(folder / "environment.json", json.dumps({"starts": [start]}, indent=1) + "\n")
+
+
+def _print_table(judgement: Judgement, data: str, split: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from wordsight.evaluate.report import figure, metric_name
+
+    table = Table(title=f"{judgement.task} · {escape(data)} · {escape(split)}", title_justify="left", caption_justify="left")
+    table.caption = escape("; ".join([judgement.protocol, *judgement.notes]))
+    table.add_column("metric")
+    for name in ("value", "95% interval", "chance", "count"):
+        table.add_column(name, justify="right")
+    for name, metric in judgement.metrics.items():
+        interval = " – ".join(figure(bound, metric.unit) for bound in metric.ci95)
+        table.add_row(
+            metric_name(name),
+            figure(metric.value, metric.unit),
+            interval,
+            figure(metric.chance, metric.unit),
+            f"{metric.count:,}",
+        )
+    Console().print(table)
