@@ -96,6 +96,12 @@ class EmbedderMixin:
                 parts.append(self._no_rows(device))
         return torch.cat(parts)
 
+    def embed_pixels(self, pixels_BCHW: Tensor) -> Tensor:
+        """Normalised float pixels [B, 3, H, W] -> float32 [B, D] on the CPU, L2-normalised, without gradients."""
+        with _evaluating(self) as (device, dtype):
+            vectors_BD = _unit(self.encode_image(pixels_BCHW.to(device, dtype)))
+        return vectors_BD.clone()  # outside of inference mode, so that it may be used in training
+
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """Embed texts; equal ones are encoded once, and those of like length together, so that little padding is computed.
 

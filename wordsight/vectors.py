@@ -1,0 +1,192 @@
+"""Vectors on disk that survive a kill: parts written whole or not at all, then merged into one .npy or .parquet file.
+
+Shape legend: N rows in all, R rows of one part, D embedding width.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wordsight.types import BadSample
+
+FORMATS = (".npy", ".parquet")
+_PART = re.compile(r"part-(\d{12})-(\d{12})\.npz")
+
+
+class VectorFile:
+    """A file of vectors, made or in the making.
+
+    `X.npy` gets `X.npy.names.txt` (the names of its rows; a .parquet has them in its column "name") and `X.npy.json` (what it
+    depends on, its size, the inputs that could not be read). Until it is made, the parts lie in `X.npy.parts/`. Another model or
+    other inputs never go on with what is there.
+
+    Args:
+        path: where the vectors go, .npy or .parquet.
+        run: what they depend on, plain JSON values by name (model, inputs, ...).
+        restart: discard what an earlier run left.
+
+    Attributes:
+        is_complete: whether the file is made already; then only `description` is of use.
+        num_done: the inputs that need not be embedded again.
+
+    Raises:
+        ValueError: another ending of `path`, or a file or parts there that do not belong to `run`.
+    """
+
+    def __init__(self, path: Path, run: dict[str, Any], *, restart: bool = False) -> None:
+        check_format(path)
+        self.path, self.run = path, run
+        self._folder = path.with_name(path.name + ".parts")
+        self._run_path = self._folder / "run.json"
+        self._names_path = path.with_name(path.name + ".names.txt")
+        self._description_path = path.with_name(path.name + ".json")
+        if restart:
+            for file in (path, self._names_path, self._description_path):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if path.exists():
+            self._check(path, self._description_path, lambda content: content["run"])
+        if self._folder.exists() and any(self._folder.iterdir()):
+            self._check(self._folder, self._run_path, lambda content: content)
+        self.is_complete = path.exists()
+        self._parts: list[Path] = []
+        self.num_done = 0
+        if self.is_complete:
+            shutil.rmtree(self._folder, ignore_errors=True)  # a kill came between the last two steps
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write(self._run_path, lambda file: file.write(json.dumps(run, indent=1).encode()))
+        for name in sorted(os.listdir(self._folder)):
+            match = _PART.fullmatch(name)
+            if match and int(match[1]) == self.num_done:
+                self._parts.append(self._folder / name)
+                self.num_done = int(match[2])
+
+    def _check(self, there: Path, description: Path, get_run: Callable[[Any], Any]) -> None:
+        """An error where what is there is not of this run."""
+        try:
+            found = dict(get_run(json.loads(description.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{there} was not written by wordsight, or its description is gone: choose another file, or restart to replace it"
+            ) from None
+        differing = sorted(key for key in {**found, **self.run} if found.get(key) != self.run.get(key))
+        if differing:
+            raise ValueError(
+                f"{there} is of a run with another {' and another '.join(differing)}, and vectors of two runs must not be mixed: "
+                "choose another file, or restart to replace it"
+            )
+
+    def append(self, num_inputs: int, vectors_RD: np.ndarray, names: Sequence[str], bad: Sequence[BadSample] = ()) -> None:
+        """Write the vectors of the next inputs as a part; once this returns, a kill does not lose them.
+
+        Args:
+            num_inputs: how many inputs these are, the bad ones included.
+            vectors_RD: one row for each input that could be read.
+            names: of the R rows.
+            bad: the inputs that could not be read.
+        """
+        assert len(vectors_RD) == len(names)
+        assert len(names) + len(bad) == num_inputs
+        header = {"names": list(names), "bad": [[one.key, one.reason] for one in bad], "dim": vectors_RD.shape[1]}
+        vectors_RD = vectors_RD.astype(np.float32, copy=False)
+        path = self._folder / f"part-{self.num_done:012d}-{self.num_done + num_inputs:012d}.npz"
+        _write(path, lambda file: np.savez(file, vectors=vectors_RD, header=_to_bytes(header)))
+        self._parts.append(path)
+        self.num_done += num_inputs
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Of the finished file: `rows`, `dim`, `bad` (name and reason each) and `run`."""
+        content: dict[str, Any] = json.loads(self._description_path.read_text(encoding="utf-8"))
+        return content
+
+    def finish(self) -> None:
+        """Merge the parts into the file and remove them.
+
+        Raises:
+            ValueError: a damaged part, or not one row.
+        """
+        headers = [self._read(path, "header") for path in self._parts]
+        num_rows, dim = sum(len(header["names"]) for header in headers), max((header["dim"] for header in headers), default=0)
+        bad = [{"name": name, "reason": reason} for header in headers for name, reason in header["bad"]]
+        if num_rows == 0:
+            first = f", first {bad[0]['name']}: {bad[0]['reason']}" if bad else ""
+            raise ValueError(f"none of the {self.num_done} inputs could be read{first}")
+        description = {"rows": num_rows, "dim": dim, "bad": bad, "run": self.run}
+        if self.path.suffix == ".npy":
+            names = "".join(f"{_one_line(name)}\n" for header in headers for name in header["names"])
+            _write(self._names_path, lambda file: file.write(names.encode("utf-8", "surrogateescape")))
+        _write(self._description_path, lambda file: file.write(json.dumps(description, indent=1, ensure_ascii=False).encode()))
+        merge = self._merge_npy if self.path.suffix == ".npy" else self._merge_parquet
+        _write(self.path, lambda file: merge(file, num_rows, dim))  # last: from here on it is complete
+        self.is_complete = True
+        shutil.rmtree(self._folder)
+
+    def _vectors(self) -> Iterator[tuple[np.ndarray, list[str]]]:
+        for path in self._parts:
+            names = self._read(path, "header")["names"]
+            if names:
+                yield self._read(path, "vectors"), names
+
+    def _merge_npy(self, file: Any, num_rows: int, dim: int) -> None:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype("<f4")), "fortran_order": False, "shape": (num_rows, dim)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for vectors_RD, _ in self._vectors():
+            file.write(vectors_RD.astype("<f4", copy=False).tobytes())
+
+    def _merge_parquet(self, file: Any, num_rows: int, dim: int) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([("name", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+        schema = schema.with_metadata({"wordsight": json.dumps(self.run)})
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for vectors_RD, names in self._vectors():
+                embedding = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RD.reshape(-1)), dim)
+                readable = [name.encode("utf-8", "replace").decode() for name in names]
+                writer.write_table(pa.Table.from_arrays([pa.array(readable, pa.string()), embedding], schema=schema))
+
+    def _read(self, path: Path, what: str) -> Any:
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return json.loads(content["header"].tobytes()) if what == "header" else content[what]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it and give the command again") from error
+
+
+def check_format(path: Path) -> None:
+    """Raise a ValueError unless the ending says .npy or .parquet."""
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path} must end in {' or '.join(FORMATS)}")
+
+
+def _to_bytes(content: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
+def _one_line(name: str) -> str:
+    return name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r") if "\n" in name or "\r" in name else name
+
+
+def _write(path: Path, write: Callable[[Any], Any]) -> None:
+    """Write a file whole or not at all: a temporary one, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
