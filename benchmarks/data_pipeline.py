@@ -1,7 +1,7 @@
 """The data pipeline beside open_clip's (webdataset, PIL, torchvision), on the same shards: images a second on one core at 224 px.
 
-Both read tar shards of JPEGs with captions, shuffle, decode, crop as for training, tokenise, collate and normalise, in this process on
-one thread, a whole pass at a time, in turns. `python -m benchmarks.data_pipeline --json OUT` writes the rows.
+Both read tar shards of JPEGs with captions, shuffle, decode, crop as for training, tokenise, collate and normalise, in this
+process on one thread, a whole pass at a time, in turns. `python -m benchmarks.data_pipeline --json OUT` writes the rows.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ def peer_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
         workers=0,
         world_size=1,
     )
-    transform = open_clip.image_transform(224, is_train=is_train, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    transform = open_clip.image_transform(
+        224, is_train=is_train, mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD
+    )
     data = open_clip_data.get_wds_dataset(args, transform, is_train=is_train, tokenizer=open_clip.get_tokenizer("ViT-B-32"))
 
     def one_pass() -> int:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from tests.data.make import Letters, encoded, members, picture, write_shards, write_tar
 from wordsight.data import BadSampleError, DataSource, Loader, TooManyBadSamplesError, iterate, open_source
 from wordsight.data.decode import decode
-from wordsight.data.loader import choose_caption, make_pixels, text_ids
+from wordsight.data.loader import caption_index, make_pixels, text_ids
+from wordsight.data.order import sample_rng, sample_uniforms
 from wordsight.data.transform import Preprocess, TrainTransform
 from wordsight.types import BadSample, Batch, Sample
 
@@ -43,7 +44,9 @@ class Memory:
 def memory(number: int, bad: Sequence[int] = ()) -> Memory:
     return Memory(
         [
-            Sample(f"s{i}", b"no picture" if i in bad else encoded(picture(i, (20 + i, 24))), (f"first {i}", f"second {i}", "shared"))
+            Sample(
+                f"s{i}", b"no picture" if i in bad else encoded(picture(i, (20 + i, 24))), (f"first {i}", f"second {i}", "shared")
+            )
             for i in range(number)
         ]
     )
@@ -61,7 +64,13 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 
 def make(source: Any, **options: Any) -> Loader:
-    options = {"batch_size": 8, "transform": TrainTransform(16, scale=(0.3, 1.0), flip=0.5), "tokenizer": Letters(), "seed": 5, **options}
+    options = {
+        "batch_size": 8,
+        "transform": TrainTransform(16, scale=(0.3, 1.0), flip=0.5),
+        "tokenizer": Letters(),
+        "seed": 5,
+        **options,
+    }
     return Loader(source, **options)
 
 
@@ -87,13 +96,17 @@ def test_batches_do_not_depend_on_the_workers(tmp_path: Path, transform: Any, sa
     alone = take(make(tmp_path, transform=transform, sampling=sampling), 5, start=2)
     state = torch.get_rng_state()
     for workers in (1, 2):
-        for one, other in zip(alone, take(make(tmp_path, transform=transform, sampling=sampling, num_workers=workers), 5, 2), strict=True):
+        for one, other in zip(
+            alone, take(make(tmp_path, transform=transform, sampling=sampling, num_workers=workers), 5, 2), strict=True
+        ):
             assert_same(one, other)
     assert torch.equal(torch.get_rng_state(), state), "the number of workers changed torch's random numbers"
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 12), st.sampled_from(["epoch", "replacement"]), st.booleans(), st.integers(0, 3), st.sampled_from([1, 2, 4]))
+@given(
+    st.integers(0, 12), st.sampled_from(["epoch", "replacement"]), st.booleans(), st.integers(0, 3), st.sampled_from([1, 2, 4])
+)
 def test_resume_at_any_step_and_any_number_of_ranks(step: int, sampling: str, weighted: bool, seed: int, world_size: int) -> None:
     sources: Any = [memory(9, bad=[4]), memory(5)]
     options = {"sampling": sampling, "seed": seed, "batch_size": 4, "max_bad_share": 1.0}
@@ -152,12 +165,15 @@ def test_ids_are_equal_where_texts_and_pictures_are() -> None:
     assert text_ids([]).shape == (0,)
 
 
-@pytest.mark.parametrize(("prob", "expected"), [(0.8, [0.8, 0.1, 0.1]), (None, [1 / 3] * 3), (1.0, [1, 0, 0]), (0.0, [0, 0.5, 0.5])])
+@pytest.mark.parametrize(
+    ("prob", "expected"), [(0.8, [0.8, 0.1, 0.1]), (None, [1 / 3] * 3), (1.0, [1, 0, 0]), (0.0, [0, 0.5, 0.5])]
+)
 def test_caption_choice(prob: float | None, expected: list[float]) -> None:
-    rng = np.random.default_rng(0)
-    counts = Counter(choose_caption(("a", "b", "c"), rng, prob) for _ in range(6000))
-    assert np.allclose([counts[name] / 6000 for name in "abc"], expected, atol=0.02)
-    assert choose_caption(("only",), rng, prob) == "only"
+    uniforms = sample_uniforms(7, np.arange(6000) + 10**12)
+    chosen = caption_index(np.full(6000, 3), uniforms, prob)
+    assert np.allclose(np.bincount(chosen, minlength=3) / 6000, expected, atol=0.02)
+    assert [int(caption_index(3, row, prob)) for row in uniforms[:50]] == chosen[:50].tolist()
+    assert not caption_index(np.ones(6000, dtype=int), uniforms, prob).any()
 
 
 def test_a_sample_without_captions_is_described_by_its_label() -> None:
@@ -177,8 +193,8 @@ def test_the_fast_crop_is_pils_crop() -> None:
         from PIL import Image
 
         data = encoded(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)), "PNG")
-        fast = make_pixels(Sample("x", data), transform, np.random.default_rng(seed)).int()
-        slow = transform(decode(data), np.random.default_rng(seed)).int()
+        fast = make_pixels(Sample("x", data), transform, 3, seed).int()
+        slow = transform(decode(data), sample_rng(3, seed)).int()
         difference = (fast - slow).abs()
         assert difference.max() <= 3
         assert difference.float().mean() < 0.1
@@ -187,8 +203,8 @@ def test_the_fast_crop_is_pils_crop() -> None:
 def test_scaled_decoding_keeps_the_picture() -> None:
     transform = TrainTransform(32)
     data = encoded(picture(1, (700, 500)), quality=95)
-    fast = make_pixels(Sample("x", data), transform, np.random.default_rng(0)).float()
-    slow = transform(decode(data), np.random.default_rng(0)).float()
+    fast = make_pixels(Sample("x", data), transform, 3, 0).float()
+    slow = transform(decode(data), sample_rng(3, 0)).float()
     assert (fast - slow).abs().mean() < 2
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wordsight.data.order import BatchOrder, PassOrder, sample_rng
+from wordsight.data.order import BatchOrder, PassOrder, sample_rng, sample_uniforms
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=80).filter(sum)
 
@@ -27,7 +29,7 @@ def test_any_stretch_is_the_same_however_it_is_asked_for(sizes: list[int], shuff
     cuts = sorted(cuts)
     whole = PassOrder(sizes, seed=1, shuffle=shuffle).indices(cuts[0], cuts[-1])
     order = PassOrder(sizes, seed=1, shuffle=shuffle)
-    parts = [order.indices(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [order.indices(start, stop) for start, stop in itertools.pairwise(cuts)]
     assert np.array_equal(np.concatenate(parts), whole)
     assert np.array_equal(order.indices(cuts[0], cuts[-1]), whole)  # and back in time
 
@@ -91,6 +93,18 @@ def test_rows_have_random_numbers_of_their_own() -> None:
     draws = {sample_rng(seed, position).integers(2**62) for seed in range(3) for position in range(100)}
     assert len(draws) == 300
     assert sample_rng(1, 2**40).random() == sample_rng(1, 2**40).random()
+
+
+def test_uniforms_are_uniform_and_independent() -> None:
+    values = sample_uniforms(1, np.arange(20_000))
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert abs(values.mean() - 0.5) < 0.01
+    assert abs(values.std() - 12**-0.5) < 0.01
+    for one, other in ((values[:, 0], values[:, 1]), (values[1:, 0], values[:-1, 0]), (values[1:, 0], values[:-1, 1])):
+        assert abs(np.corrcoef(one, other)[0, 1]) < 0.03
+    assert abs(np.corrcoef(values[:, 0], sample_uniforms(2, np.arange(20_000))[:, 0])[0, 1]) < 0.03
+    assert np.array_equal(sample_uniforms(1, np.arange(7, 9)), values[7:9])
 
 
 def test_a_long_run_needs_no_more_memory_than_two_passes() -> None:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wordsight.data.decode import decode, decode_array
 from wordsight.data.errors import BadReport, BadSampleError
-from wordsight.data.order import BatchOrder, Sampling, Shuffle, sample_rng
+from wordsight.data.order import BatchOrder, Sampling, Shuffle, sample_rng, sample_uniforms
 from wordsight.data.sources import ConcatSource, DataSource, Source, open_source
 from wordsight.data.transform import Preprocess, TrainTransform
 from wordsight.types import BadSample, Batch, Sample
@@ -48,6 +48,10 @@ class _Request:
 
     first_position: int
     rows: NDArray[np.int64]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        return np.arange(self.first_position, self.first_position + len(self.rows))
 
 
 class _BatchMaker(Dataset[Batch]):
@@ -74,16 +78,16 @@ class _BatchMaker(Dataset[Batch]):
         keys: list[str] = []
         kept: list[int] = []
         bad: list[BadSample] = []
-        for offset, index in enumerate(request.rows.tolist()):
-            rng = sample_rng(self.seed, request.first_position + offset)
+        uniforms_B2 = sample_uniforms(self.seed, request.positions)
+        for row, (index, position) in enumerate(zip(request.rows.tolist(), request.positions.tolist(), strict=True)):
             try:
                 sample = self.source[index]
-                text = choose_caption(texts_of(sample), rng, self.first_caption_prob)
-                pixels[len(kept)] = make_pixels(sample, self.transform, rng)
+                captions = texts_of(sample)
+                pixels[len(kept)] = make_pixels(sample, self.transform, self.seed, position)
             except BadSampleError as error:
                 bad.append(error.record)
                 continue
-            texts.append(text)
+            texts.append(captions[int(caption_index(len(captions), uniforms_B2[row], self.first_caption_prob))])
             keys.append(sample.key)
             kept.append(index)
         return Batch(
@@ -108,13 +112,12 @@ class _CachedBatchMaker(_BatchMaker):
         self._bad: dict[int, BadSample] = {}
         self._firsts = np.zeros(number + 1, dtype=np.int64)
         texts: list[str] = []
-        never_drawn = np.random.default_rng(0)  # a Preprocess draws nothing
         for index in range(number):
             key = ""
             try:
                 sample = self.source[index]
                 captions = texts_of(sample)
-                self._pixels_N3HW[index] = make_pixels(sample, self.transform, never_drawn)
+                self._pixels_N3HW[index] = make_pixels(sample, self.transform, self.seed, 0)  # a Preprocess draws nothing
                 key = sample.key
                 texts += captions
             except BadSampleError as error:
@@ -126,26 +129,20 @@ class _CachedBatchMaker(_BatchMaker):
         self._text_ids_C = text_ids(texts)
 
     def __getitem__(self, request: _Request) -> Batch:
-        rows: list[int] = []
-        captions: list[int] = []
-        bad: list[BadSample] = []
-        for offset, index in enumerate(request.rows.tolist()):
-            if index in self._bad:
-                bad.append(self._bad[index])
-                continue
-            first, end = int(self._firsts[index]), int(self._firsts[index + 1])
-            rng = sample_rng(self.seed, request.first_position + offset)
-            rows.append(index)
-            captions.append(choose_caption(range(first, end), rng, self.first_caption_prob))
-        chosen = torch.tensor(captions, dtype=torch.int64)
-        image_ids = torch.tensor(rows, dtype=torch.int64)
+        drawn = request.rows.tolist()
+        good = np.array([index not in self._bad for index in drawn], dtype=bool)
+        rows = request.rows[good]
+        firsts = self._firsts[rows]
+        uniforms_B2 = sample_uniforms(self.seed, request.positions[good])
+        chosen = torch.from_numpy(firsts + caption_index(self._firsts[rows + 1] - firsts, uniforms_B2, self.first_caption_prob))
+        image_ids = torch.from_numpy(rows)
         return Batch(
             pixels=self._pixels_N3HW[image_ids],
             tokens=self._tokens_CL[chosen].to(torch.int64),
             text_ids=self._text_ids_C[chosen],
             image_ids=image_ids,
-            keys=tuple(self._keys[index] for index in rows),
-            bad=tuple(bad),
+            keys=tuple(self._keys[index] for index in rows.tolist()),
+            bad=tuple(self._bad[index] for index in drawn if index in self._bad),
         )
 
 
@@ -277,25 +274,29 @@ def texts_of(sample: Sample) -> tuple[str, ...]:
     raise BadSampleError(sample.key, "has neither caption nor label")
 
 
-def choose_caption(captions: Sequence[Any], rng: np.random.Generator, first_caption_prob: float | None) -> Any:
-    """One of `captions`: the first with probability `first_caption_prob`, or any with the same probability."""
-    if len(captions) == 1:
-        return captions[0]
+def caption_index(num_captions: Any, uniforms: NDArray[np.float64], first_caption_prob: float | None) -> NDArray[np.int64]:
+    """Which caption is taken: the first with probability `first_caption_prob` and else another; None takes any evenly.
+
+    Args:
+        num_captions: 1 or more; one number or an array.
+        uniforms: [..., 2] in [0, 1).
+        first_caption_prob: in [0, 1], or None.
+    """
     if first_caption_prob is None:
-        return captions[int(rng.integers(len(captions)))]
-    if rng.random() < first_caption_prob:
-        return captions[0]
-    return captions[1 + int(rng.integers(len(captions) - 1))]
+        return np.asarray(uniforms[..., 0] * num_captions).astype(np.int64)
+    other = 1 + (uniforms[..., 1] * (num_captions - 1)).astype(np.int64)
+    return np.where((uniforms[..., 0] < first_caption_prob) | (np.asarray(num_captions) == 1), 0, other)
 
 
-def make_pixels(sample: Sample, transform: Preprocess | TrainTransform, rng: np.random.Generator) -> Tensor:
-    """A sample's picture as uint8 [3, H, W].
+def make_pixels(sample: Sample, transform: Preprocess | TrainTransform, seed: int, position: int) -> Tensor:
+    """A sample's picture as uint8 [3, H, W], as it is drawn at `position` of training.
 
     A TrainTransform's crop is resized by torch's uint8 kernels, which differ from PIL's by a few levels at most and are several
     times faster; a Preprocess gives the reference's pixels exactly.
     """
     if isinstance(transform, Preprocess):
         return transform.to_uint8(decode(sample.image, key=sample.key))
+    rng = sample_rng(seed, position)
     size_px = transform.image_size_px
     # no crop is so small that halving the picture would take pixels away that its resize needs
     least_share = (transform.scale[0] * min(transform.ratio[0], 1 / transform.ratio[1])) ** 0.5
