@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wordsight.cli.loading import DEVICES, load_model
+
 if TYPE_CHECKING:
     from wordsight.evaluate import Embedded, Judgement
 
@@ -22,7 +24,7 @@ RUN_FILES = ("recipe.json", "environment.json", "results.json")
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  wordsight evaluate runs/quickstart --data sample:twemoji-unseen --prompts name
+  wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen --prompts name
   wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --json""",
 )
 @click.argument("model")
@@ -40,9 +42,12 @@ Examples:
 @click.option("--split", metavar="NAME", help="Name of the split in results.json. Default: told from PATH.")
 @click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
 @click.option("--model", "architecture", metavar="NAME", help="The architecture, where the file does not say it.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
+@click.option(
+    "--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More bad pictures are an error."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and no progress.")
 def command(
     model: str,
@@ -57,6 +62,7 @@ def command(
     device: str,
     batch_size: int,
     workers: int,
+    max_bad_share: float,
     as_json: bool,
 ) -> None:
     """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
@@ -71,13 +77,15 @@ def command(
 
     prompt_templates(prompts)  # a wrong name fails before the model is loaded
     names = _class_names(classes)
-    loaded = _load(model, architecture, device)
+    loaded = load_model(model, architecture, device)
     folder = run_dir or default_run_dir(model)
     folder.mkdir(parents=True, exist_ok=True)
     progress = not as_json and sys.stderr.isatty()
     records: list[dict[str, Any]] = []
     for spec in specs:
-        embedded = embed_source(loaded, spec, batch_size=batch_size, num_workers=workers, progress=progress)
+        embedded = embed_source(
+            loaded, spec, batch_size=batch_size, num_workers=workers, max_bad_share=max_bad_share, progress=progress
+        )
         data, part = name_data(spec, split)
         again = _command(model, spec, folder)
         for judgement in _judge(loaded, embedded, task, prompts, names, captions, progress):
@@ -117,20 +125,6 @@ def _class_names(path: Path | None) -> list[str] | None:
     return names
 
 
-def _load(model: str, architecture: str | None, device: str) -> Any:
-    import warnings
-
-    import wordsight
-    from wordsight.train.distributed import World, pick_device
-
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", UserWarning)
-        loaded = wordsight.load(model, model=architecture)
-    for note in notes:
-        click.echo(f"Note: {note.message}", err=True)
-    return loaded.to(pick_device(device, World()))
-
-
 def _judge(
     model: Any, embedded: Embedded, task: str, prompts: str, classes: list[str] | None, captions: str, progress: bool
 ) -> list[Judgement]:
@@ -148,7 +142,7 @@ def _judge(
     if task == "all" and len(tasks) < len(has):
         missing = "labels" if not has["zero_shot"] else "captions"
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
-    evaluators = {
+    evaluators: dict[str, ZeroShot | Retrieval] = {
         "zero_shot": ZeroShot(classes=classes, prompts=prompts, progress=progress),
         "retrieval": Retrieval(captions="first" if captions == "first" else "all", progress=progress),
     }

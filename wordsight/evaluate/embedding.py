@@ -111,19 +111,26 @@ def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, desc
 
 
 def embed_source(
-    model: Any, data: Source | str | Path, *, batch_size: int = 64, num_workers: int = 0, progress: bool = False
+    model: Any,
+    data: Source | str | Path,
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    max_bad_share: float = 0.05,
+    progress: bool = False,
 ) -> Embedded:
     """Unit vectors of all readable pictures of a data set, in its order.
 
     Args:
         model: an Embedder.
-        data: a Source, or what `wordsight.data.open_source` takes (a path, a glob, `sample:twemoji-seen`).
+        data: a Source, or what `wordsight.data.open_source` takes (a path, a glob, `sample:test-twemoji-seen`).
         batch_size: pictures encoded at once.
         num_workers: processes that decode; 0 decodes in this one.
+        max_bad_share: a larger share of unreadable pictures is an error that names the first ten.
         progress: show a bar.
 
     Raises:
-        ValueError: no picture could be read.
+        ValueError: too many pictures are bad, or no picture could be read.
     """
     require_embedder(model)
     source = open_source(str(data)) if isinstance(data, str | Path) else data
@@ -133,7 +140,7 @@ def embed_source(
     bad: list[BadSample] = list(getattr(source, "bad", ()))
     preprocess = getattr(model, "preprocessor", None) or model.preprocess
     with judging(model) as device, tqdm(total=len(source), desc="pictures", unit="picture", disable=not progress) as bar:
-        for batch in iterate(source, preprocess, batch_size=batch_size, num_workers=num_workers):
+        for batch in iterate(source, preprocess, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share):
             bad.extend(batch.bad)
             bar.update(len(batch.samples) + len(batch.bad))
             if not batch.samples:

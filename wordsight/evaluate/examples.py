@@ -128,15 +128,15 @@ def _words_for_pictures(
     if not len(rows):
         return []
     scores_RM = score_block(judgement.embedded.images_ND[torch.as_tensor(rows)], judgement.texts_MD)
-    best = scores_RM.topk(min(answers, len(judgement.texts)), dim=1)
+    best = scores_RM.topk(min(8 * answers, len(judgement.texts)), dim=1)  # more than are shown, because texts can come twice
     found = []
     for row, values, texts in zip(np.asarray(rows).tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
-        right = judgement.row_groups[int(np.searchsorted(judgement.rows, row))]
-        shown = [
-            {"text": judgement.texts[text], "score": round(score, 4), "right": bool(judgement.text_groups[text] == right)}
-            for text, score in zip(texts, values, strict=True)
-        ]
-        found.append(thumbnails(row) | {"is": _right_texts(judgement, row)[:3], "answers": shown})
+        right = _right_texts(judgement, row)
+        scores: dict[str, float] = {}
+        for text, score in zip(texts, values, strict=True):
+            scores.setdefault(judgement.texts[text], round(score, 4))
+        shown = [{"text": text, "score": score, "right": text in right} for text, score in list(scores.items())[:answers]]
+        found.append(thumbnails(row) | {"is": right[:3], "answers": shown})
     return found
 
 

@@ -199,10 +199,10 @@ def _points(lines: Iterable[dict[str, Any]], name: str) -> tuple[list[float], li
 def _charts(lines: list[dict[str, Any]], speed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Loss, evaluations, speed, learning rate and the like over steps: {title, svg, legend, last}."""
     charts: list[dict[str, Any]] = []
-    measured: dict[str, list[str]] = defaultdict(list)
+    measured: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in dict.fromkeys(key for line in lines for key in line if key.count("/") and not key.startswith("loss/")):
         prefix, _, metric = name.rpartition("/")
-        measured[prefix, _unit(metric)].append(name)  # type: ignore[index]
+        measured[prefix, _unit(metric)].append(name)
 
     def add(title: str, curves: list[Line], *, from_zero: bool = False, shown: str = "") -> None:
         svg = line_chart(curves, x_name="step", label=f"{title} over training steps", from_zero=from_zero)
@@ -214,7 +214,7 @@ def _charts(lines: list[dict[str, Any]], speed: list[dict[str, Any]]) -> list[di
     if xs:
         smoothed = smooth(ys, len(ys) // 40)
         add("Training loss", [Line("loss", xs, ys, faint=True), Line("smoothed", xs, smoothed)], shown=f"{smoothed[-1]:.3f}")
-    for (prefix, unit), names in measured.items():  # type: ignore[misc]
+    for (prefix, unit), names in measured.items():
         curves = [Line(metric_name(name.rpartition("/")[2]), *_points(lines, name)) for name in names[:6]]
         if unit == "fraction":
             curves = [Line(curve.name, curve.xs, [100 * y for y in curve.ys]) for curve in curves]

@@ -98,7 +98,7 @@ def fingerprint(model: Any, texts: Sequence[str], listing: str, protocol: Any) -
     else:
         digest.update(type(model).__qualname__.encode())
     for part in (getattr(model, "tokenizer", None), getattr(model, "preprocessor", None)):
-        config = part.to_config() if hasattr(part, "to_config") else None
+        config = part.to_config() if part is not None and hasattr(part, "to_config") else None
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for start in range(0, len(texts), 1024):
         digest.update(memoryview(model.tokenize(list(texts[start : start + 1024])).cpu().contiguous().numpy()))
@@ -110,8 +110,8 @@ def fingerprint(model: Any, texts: Sequence[str], listing: str, protocol: Any) -
 def name_data(spec: str, split: str | None = None) -> tuple[str, str]:
     """(data, split) of a record.
 
-    `sample:twemoji-seen` is split `twemoji-seen` of `sample`; a path keeps its name, and its split is the part of its last name
-    that says train, val, test and the like, else "all".
+    `sample:test-twemoji-seen` is split `test-twemoji-seen` of `sample`; a path keeps its name, and its split is the part of its
+    last name that says train, val, test and the like, else "all".
     """
     found = re.fullmatch(r"(sample):(.+)", spec)
     if found:

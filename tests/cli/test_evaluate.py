@@ -1,0 +1,120 @@
+"""`wordsight evaluate` as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import wordsight
+from tests.evaluate.conftest import COLOURS, picture
+from wordsight.cli.evaluate import command, default_run_dir
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and a table of 25 pictures, one of them damaged."""
+    root = tmp_path_factory.mktemp("evaluate")
+    wordsight.save(wordsight.create("clip-tiny"), root / "tiny")
+    rows = []
+    for i, colour in enumerate(list(COLOURS) * 5):
+        (root / f"{i}.png").write_bytes(picture(COLOURS[colour]) if i else b"damaged")
+        rows.append(json.dumps({"path": f"{i}.png", "caption": [f"{colour} picture", f"number {i}"], "label": colour}))
+    (root / "toys-val.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (root / "classes.txt").write_text("\n".join([*COLOURS, "purple"]), encoding="utf-8")
+    return root
+
+
+def test_everything_is_measured_written_and_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(
+        command, ["tiny", "--data", "toys-val.jsonl", "--classes", "classes.txt", "--prompts", "imagenet80"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "top-1 accuracy" in done.stdout
+    assert "text → picture, R@10" in done.stdout
+    assert "0.png" in done.stderr, "the damaged picture is named"
+    run = Path("runs/evaluate-tiny")
+    records = json.loads((run / "results.json").read_text())
+    assert {(one["task"], one["data"], one["split"]) for one in records} == {
+        ("zero_shot", "toys-val.jsonl", "val"),
+        ("retrieval", "toys-val.jsonl", "val"),
+    }
+    top1 = next(one for one in records if one["metric"] == "top1")
+    assert (top1["count"], top1["chance"]) == (24, pytest.approx(1 / 6))
+    assert "imagenet80" in top1["protocol"]
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert "wordsight evaluate tiny --data toys-val.jsonl" in report
+    assert "0.png" in report
+
+
+def test_json_is_for_programs_and_runs_repeat(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    words = ["tiny", "--data", "toys-val.jsonl", "--task", "retrieval", "--captions", "first", "--json"]
+    words += ["--run", "mine", "--split", "dev"]
+    once, twice = (json.loads(CliRunner().invoke(command, words).stdout) for _ in range(2))
+    assert once == twice
+    assert once["results"] == json.loads(Path("mine/results.json").read_text())
+    assert {one["split"] for one in once["results"]} == {"dev"}
+    assert next(one for one in once["results"] if one["metric"] == "text_to_image_R@1")["count"] == 24
+
+
+def test_too_many_bad_pictures_stop_it_unless_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    words = ["tiny", "--data", "toys-val.jsonl", "--task", "zero_shot", "--run", "strict", "--max-bad-share"]
+    done = CliRunner().invoke(command, [*words, "0.03"])
+    assert isinstance(done.exception, ValueError)
+    assert "0.png" in str(done.exception)
+    assert CliRunner().invoke(command, [*words, "0.04"]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tiny"], 2, "--data"),
+        (["tiny", "--data", "toys-val.jsonl", "--task", "captioning"], 2, "zero_shot"),
+        (["tiny", "--data", "toys-val.jsonl", "--classes", "none.txt"], 2, "none.txt"),
+        (["tiny", "--data", "a", "--data", "b", "--split", "x"], 2, "--split names one data set"),
+    ],
+)
+def test_wrong_usage_is_code_2(place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, said: str) -> None:
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == code
+    assert said in done.output
+
+
+def test_failures_are_code_1_with_one_line(place: Path) -> None:
+    """Through the real program: what a user can mend gives a sentence, not a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wordsight.cli.main", "evaluate", "tiny", "--data", "toys-val.jsonl", "--prompts", "nope"],
+        cwd=place,
+        env={"PYTHONPATH": str(Path(wordsight.__file__).parent.parent), "PATH": "/usr/bin:/bin", "HOME": str(place)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: no prompts 'nope'")
+    assert "Traceback" not in done.stderr
+
+
+def test_help_fits_a_screen_and_has_two_examples() -> None:
+    text = CliRunner().invoke(command, ["--help"]).output
+    assert len(text.splitlines()) <= 40
+    assert text.count("wordsight evaluate ") == 2
+
+
+def test_results_go_to_the_models_own_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "first"
+    for folder in ("best", "checkpoints/step-00000010"):
+        (run / folder).mkdir(parents=True)
+    (run / "recipe.json").write_text("{}", encoding="utf-8")
+    assert default_run_dir(str(run)) == run
+    assert default_run_dir(str(run / "best")) == run
+    assert default_run_dir(str(run / "checkpoints/step-00000010")) == run
+    (tmp_path / "other").mkdir()
+    assert default_run_dir(str(tmp_path / "other")) == Path("runs/evaluate-other")
+    assert default_run_dir("ViT-B/32") == Path("runs/evaluate-ViT-B-32")
