@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Name pictures from your own list of labels.
 
-    A picture's probabilities are the softmax over the labels of its scaled similarities with their prompts; a model with a bias (a
-    sigmoid model) gives each label its own probability, and they need not sum to 1.
+    A picture's probabilities are the softmax over the labels of its scaled similarities with their prompts; a model with a bias
+    (a sigmoid model) gives each label its own probability, and they need not sum to 1.
     """
     names = read_labels(labels)
     missing = [image for image in images if not Path(image).is_file()]

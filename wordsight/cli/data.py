@@ -1,0 +1,282 @@
+"""`wordsight data stats|check|build`: look at a data set, find what is damaged in it, make shards of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from wordsight.data.inspect import Facts
+    from wordsight.data.sources import Source
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+PATHS = click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+WORKERS = click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read.")
+JSON = click.option("--json", "as_json", is_flag=True, help="JSON for programs, and no progress.")
+SHARE = click.option(
+    "--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More bad samples are an error."
+)
+COLUMNS = (
+    click.option("--image-column", metavar="NAME", help="Of a table; default: found by its name."),
+    click.option("--caption-column", "caption_columns", metavar="NAME", multiple=True, help="Of a table; repeatable."),
+)
+
+
+def _columns(command: Any) -> Any:
+    for option in reversed(COLUMNS):
+        command = option(command)
+    return command
+
+
+@click.group(
+    context_settings=SETTINGS,
+    epilog="""\b
+Examples:
+  wordsight data stats "shards/{000..009}.tar" --sheet sheet.png
+  wordsight data build pairs.csv --out shards --size 256 --format webp
+""",
+)
+def command() -> None:
+    """Look at a data set, find what is damaged in it, make shards of it.
+
+    PATH is a tar shard, glob or brace expansion, a table (CSV, TSV, Parquet, JSON Lines), a folder of either or of pictures, or
+    sample:SPLIT.
+    """
+
+
+@command.command(
+    context_settings=SETTINGS,
+    epilog="""\b
+Examples:
+  wordsight data stats sample:train --sheet sheet.png
+  wordsight data stats pairs.csv --caption-column title --limit 10000 --json
+""",
+)
+@PATHS
+@_columns
+@click.option("--sheet", type=click.Path(dir_okay=False, path_type=Path), help="Write a contact sheet (PNG).")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Look at N samples, evenly spaced, instead of all.")
+@WORKERS
+@JSON
+def stats(
+    paths: tuple[str, ...],
+    image_column: str | None,
+    caption_columns: tuple[str, ...],
+    sheet: Path | None,
+    limit: int | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Count samples, sizes, caption lengths, labels, duplicates and bad members, by the pictures' headers."""
+    from wordsight.data.inspect import contact_sheet, read_facts, summarize
+
+    source = _open(paths, image_column, caption_columns)
+    count = min(limit or len(source), len(source))
+    positions = [place * len(source) // count for place in range(count)]
+    facts = _progress(read_facts(source, full=False, num_workers=workers, positions=positions), count, as_json)
+    summary = {"paths": list(paths), "size": len(source), **summarize(facts, source.bad)}
+    if sheet is not None:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(source).save(sheet, "PNG")
+        summary["sheet"] = str(sheet)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1, ensure_ascii=False))
+    else:
+        _print_summary(summary)
+
+
+@command.command(
+    context_settings=SETTINGS,
+    epilog="""\b
+Examples:
+  wordsight data check "shards/{000..009}.tar" --workers 4
+  wordsight data check photos/ --max-bad-share 0 --json
+""",
+)
+@PATHS
+@_columns
+@SHARE
+@WORKERS
+@JSON
+def check(
+    paths: tuple[str, ...],
+    image_column: str | None,
+    caption_columns: tuple[str, ...],
+    max_bad_share: float,
+    workers: int,
+    as_json: bool,
+) -> int:
+    """Decode every picture and list by name what can't be read.
+
+    Exit code 1 where more than --max-bad-share of the samples are bad.
+    """
+    from wordsight.data.inspect import read_facts
+
+    source = _open(paths, image_column, caption_columns)
+    bad = [{"name": one.key, "reason": one.reason} for one in source.bad]
+    facts = read_facts(source, full=True, num_workers=workers)
+    bad += [{"name": one.key, "reason": one.error} for one in _progress(facts, len(source), as_json) if one.error is not None]
+    total = len(source) + len(source.bad)
+    failed = len(bad) > max_bad_share * total
+    if as_json:
+        found = {
+            "samples": len(source),
+            "bad": bad,
+            "bad_share": len(bad) / total,
+            "max_bad_share": max_bad_share,
+            "ok": not failed,
+        }
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        for one in bad:
+            click.echo(f"{one['name']}: {one['reason']}")
+        allowed = f"more than the {max_bad_share:.1%} allowed" if failed else f"{max_bad_share:.1%} allowed"
+        click.echo(f"{len(source):,} samples, {len(bad):,} bad ({len(bad) / total:.2%}, {allowed}).")
+    return int(failed)
+
+
+@command.command(
+    context_settings=SETTINGS,
+    epilog="""\b
+Examples:
+  wordsight data build photos/ --out shards
+  wordsight data build pairs.csv --out shards --size 256 --format webp --workers 4
+""",
+)
+@PATHS
+@_columns
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="A new folder for the shards.")
+@click.option("--size", "size_px", type=click.IntRange(1), metavar="PX", help="Shrink pictures to this shorter side.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["keep", "webp", "jpg", "png"]), help="[default: keep; with --size webp]"
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of webp and jpg.")
+@click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Samples in a shard.")
+@SHARE
+@WORKERS
+@JSON
+def build(
+    paths: tuple[str, ...],
+    image_column: str | None,
+    caption_columns: tuple[str, ...],
+    out: Path,
+    size_px: int | None,
+    file_format: str | None,
+    quality: int,
+    shard_size: int,
+    max_bad_share: float,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Write tar shards (WebDataset's layout) of pictures, captions and labels.
+
+    The same samples give the same bytes, and --out appears when all of it is written. Bad samples are left out and named.
+    """
+    if size_px is not None and file_format == "keep":
+        raise click.UsageError("--size encodes pictures anew, so --format must be webp, jpg or png")
+    from tqdm import tqdm
+
+    from wordsight.data.build import ShardOptions, build_shards
+
+    source = _open(paths, image_column, caption_columns)
+    options = ShardOptions(
+        file_format=file_format or ("keep" if size_px is None else "webp"),  # type: ignore[arg-type]
+        size_px=size_px,
+        quality=quality,
+        shard_size=shard_size,
+    )
+    with tqdm(total=len(source), unit="sample", disable=as_json or not sys.stderr.isatty()) as bar:
+        shards, report = build_shards(source, out, options, num_workers=workers, max_bad_share=max_bad_share, advance=bar.update)
+    num_samples, num_bytes = report.drawn - report.count, sum(shard.stat().st_size for shard in shards)
+    if as_json:
+        bad = [{"name": one.key, "reason": one.reason} for one in report.samples]
+        found = {
+            "out": str(out),
+            "shards": [shard.name for shard in shards],
+            "samples": num_samples,
+            "bytes": num_bytes,
+            "bad": bad,
+        }
+        click.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for one in report.samples[:10]:
+        click.echo(f"Left out: {one.key}: {one.reason}", err=True)
+    if len(report) > 10:
+        click.echo(f"Left out: {len(report) - 10} more; `wordsight data check` names them all.", err=True)
+    click.echo(f"Wrote {len(shards)} shards with {num_samples:,} samples to {out} ({num_bytes / 1e6:,.1f} MB).")
+
+
+def _open(paths: tuple[str, ...], image_column: str | None, caption_columns: tuple[str, ...]) -> Source:
+    from wordsight.data.sources import DataSource, open_source
+
+    spec = DataSource(path=list(paths), image_column=image_column, caption_columns=list(caption_columns) or None)
+    return open_source(spec)
+
+
+def _progress(facts: Iterable[Facts], total: int, as_json: bool) -> Iterator[Facts]:
+    from tqdm import tqdm
+
+    yield from tqdm(facts, total=total, unit="sample", disable=as_json or not sys.stderr.isatty())
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    looked = "" if summary["samples"] == summary["size"] else f", {summary['samples']:,} of them looked at"
+    formats = ", ".join(f"{count:,} {name}" for name, count in summary["formats"].items())
+    console.print(Text(f"{summary['size']:,} samples{looked}: {formats}; {summary['bytes'] / 1e6:,.1f} MB of pictures"))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in summary["width_px"]:
+        table.add_column(name, justify="right")
+    titles = {
+        "width_px": "width, px", "height_px": "height, px", "aspect": "width / height", "captions_per_sample": "captions a sample",
+        "caption_words": "words a caption", "caption_tokens": "tokens a caption",
+    }  # fmt: skip
+    for key, title in titles.items():
+        if summary[key]:
+            table.add_row(title, *(f"{value:,.2f}" if key == "aspect" else f"{value:,.0f}" for value in summary[key].values()))
+    console.print(table)
+    if summary["captions"]:
+        console.print("Tokens a caption:")
+        most = max(summary["caption_tokens_histogram"].values())
+        for bound, count in summary["caption_tokens_histogram"].items():
+            label = "over 75" if bound == "more" else f"to {bound}"
+            console.print(Text(f"  {label:>8} {count:>9,} {'█' * round(40 * count / most)}"))
+    if summary["labels"]:
+        first = ", ".join(f"{label} ({count:,})" for label, count in list(summary["labels"].items())[:5])
+        console.print(Text(f"{len(summary['labels']):,} labels: {first}{', ...' if len(summary['labels']) > 5 else ''}"))
+    notes = {
+        "without_caption": "samples without a caption",
+        "cut_captions": "captions longer than CLIP reads (75 tokens)",
+        "repeated_captions": "captions that are the same as an earlier one",
+    }
+    for key, title in notes.items():
+        console.print(Text(f"{summary[key]:,} {title}"))
+    _print_names(
+        console,
+        summary["duplicates"],
+        "pictures that are the same file as an earlier one",
+        lambda one: f"{one['name']} = {one['first']}",
+    )
+    _print_names(console, [f"{one['name']}: {one['reason']}" for one in summary["bad"]], "bad samples")
+    if "sheet" in summary:
+        console.print(Text(f"Contact sheet: {summary['sheet']}"))
+
+
+def _print_names(console: Any, found: list[str], title: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(f"{len(found):,} {title}"))
+    for line in found[:5]:
+        console.print(Text(f"  {line}"))
+    if len(found) > 5:
+        console.print(Text("  ... (all of them with --json)"))
