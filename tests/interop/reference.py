@@ -26,7 +26,9 @@ def randomize(model: torch.nn.Module) -> torch.nn.Module:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and "logit_scale" not in name and not torch.isinf(tensor).any():
             noise = torch.randn(tensor.shape, generator=generator)
-            tensor.copy_(tensor + (0.1 if tensor.ndim < 2 else 0.02) * noise if "running_var" not in name else 1 + 0.1 * noise.abs())
+            tensor.copy_(
+                tensor + (0.1 if tensor.ndim < 2 else 0.02) * noise if "running_var" not in name else 1 + 0.1 * noise.abs()
+            )
     return model.eval()
 
 
@@ -39,8 +41,16 @@ def open_clip_model(vision: dict[str, Any] = VIT_CFG, *, quick_gelu: bool = True
 def huggingface_model(*, activation: str = "quick_gelu", **text: Any) -> Any:
     from transformers import CLIPConfig, CLIPModel
 
-    tower = {"intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "hidden_act": activation}
-    config = CLIPConfig(text_config={**tower, **text}, vision_config={**tower, "image_size": 64, "patch_size": 16}, projection_dim=32)
+    tower = {
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "hidden_size": 64,
+        "hidden_act": activation,
+    }
+    config = CLIPConfig(
+        text_config={**tower, **text}, vision_config={**tower, "image_size": 64, "patch_size": 16}, projection_dim=32
+    )
     return randomize(CLIPModel(config))
 
 
@@ -58,7 +68,9 @@ def torchscript(model: Any, path: Path) -> dict[str, torch.Tensor]:
     traced = torch.jit.trace_module(model, inputs=inputs, check_trace=False)
     convert_weights_to_fp16(model)  # the traced module shares these parameters
     traced.save(str(path))
-    return {k: v for k, v in traced.state_dict().items() if k not in ("input_resolution", "context_length", "vocab_size", "attn_mask")}
+    return {
+        k: v for k, v in traced.state_dict().items() if k not in ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    }
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (97, 71)) -> Image.Image:

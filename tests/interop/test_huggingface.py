@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import wordsight
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPProcessor
+
+import wordsight
 from tests.interop import reference as shared
 from tests.interop.reference import PLAIN_TEXTS, difference, huggingface_model, outputs
-from transformers import CLIPModel, CLIPProcessor
 from wordsight.data.tokenize import ClipTokenizer
 from wordsight.data.transform import Preprocess
 from wordsight.interop.safe_read import CheckpointError
@@ -32,7 +33,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     huggingface_model().save_pretrained(folder)
     ClipTokenizer.clip().save_huggingface(folder)
     tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5, 0.4, 0.3])
+    processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5, 0.4, 0.3]
+    )
     CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
     return folder
 
@@ -55,7 +58,9 @@ def test_folder_gives_the_reference_s_outputs(written: Path) -> None:
     reference, processor = CLIPModel.from_pretrained(written).eval(), CLIPProcessor.from_pretrained(written)
     model = wordsight.load(written)
     assert model.preprocessor.mean == (0.5, 0.4, 0.3)
-    inputs = processor(text=PLAIN_TEXTS, images=[picture(i) for i in range(2)], return_tensors="pt", padding="max_length", max_length=77)
+    inputs = processor(
+        text=PLAIN_TEXTS, images=[picture(i) for i in range(2)], return_tensors="pt", padding="max_length", max_length=77
+    )
     pixels, tokens = torch.stack([model.preprocess(picture(i)) for i in range(2)]), model.tokenize(PLAIN_TEXTS)
     assert (pixels - inputs["pixel_values"]).abs().max() < 1.01 / 255 / 0.26
     assert torch.equal(tokens, inputs["input_ids"])
@@ -101,7 +106,9 @@ def test_transformers_loads_what_we_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("squash", [True, False])
 def test_every_preprocessing_goes_there_and_back(tmp_path: Path, squash: bool) -> None:
     model = wordsight.create("clip-tiny")
-    model.preprocessor = Preprocess(image_size_px=32, resize="squash" if squash else "shortest", interpolation="bilinear", mean=(0.1, 0.2, 0.3))
+    model.preprocessor = Preprocess(
+        image_size_px=32, resize="squash" if squash else "shortest", interpolation="bilinear", mean=(0.1, 0.2, 0.3)
+    )
     wordsight.save(model, tmp_path / "own")
     wordsight.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
     assert wordsight.load(tmp_path / "theirs").preprocessor == model.preprocessor
@@ -179,16 +186,28 @@ def test_shards(written: Path, tmp_path: Path) -> None:
     [
         ("config.json", {"model_type": "siglip"}, "'siglip' model"),
         ("config.json", {"text_config": {"hidden_act": "gelu"}}, "hidden_act is gelu and quick_gelu"),
-        ("config.json", {"text_config": {"hidden_act": "gelu_new"}, "vision_config": {"hidden_act": "gelu_new"}}, "hidden_act is gelu_new"),
+        (
+            "config.json",
+            {"text_config": {"hidden_act": "gelu_new"}, "vision_config": {"hidden_act": "gelu_new"}},
+            "hidden_act is gelu_new",
+        ),
         ("config.json", {"text_config": {"eos_token_id": 49405}}, "eos_token_id is 49405"),
         ("config.json", {"text_config": {"layer_norm_eps": 1e-6}}, "layer_norm_eps = 1e-06"),
-        ("config.json", {"text_config": {"vocab_size": 1000, "eos_token_id": 999}}, "token_embedding.weight is .49408, 64., must be .1000, 64."),
+        (
+            "config.json",
+            {"text_config": {"vocab_size": 1000, "eos_token_id": 999}},
+            "token_embedding.weight is .49408, 64., must be .1000, 64.",
+        ),
         ("config.json", {"vision_config": {"image_size": 96}}, "position_embedding is"),
         ("preprocessor_config.json", {"do_resize": False}, "do_resize = False"),
         ("preprocessor_config.json", {"resample": 0}, "resample"),
         ("preprocessor_config.json", {"rescale_factor": 1.0}, "rescale_factor"),
         ("preprocessor_config.json", {"size": {"shortest_edge": 80}}, "neither CLIP's resize"),
-        ("preprocessor_config.json", {"size": {"shortest_edge": 80}, "crop_size": 80}, "pictures of 80 px, the image tower takes 64 px"),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 80}, "crop_size": 80},
+            "pictures of 80 px, the image tower takes 64 px",
+        ),
     ],
 )
 def test_configs_that_we_can_not_follow_are_named(written: Path, tmp_path: Path, file: str, values: dict, says: str) -> None:
@@ -199,7 +218,9 @@ def test_configs_that_we_can_not_follow_are_named(written: Path, tmp_path: Path,
         (folder / file).write_text(json.dumps(base))
     content = json.loads((folder / file).read_text())
     for key, value in values.items():
-        content[key] = content[key] | value if isinstance(value, dict) and isinstance(content.get(key), dict) and key != "size" else value
+        content[key] = (
+            content[key] | value if isinstance(value, dict) and isinstance(content.get(key), dict) and key != "size" else value
+        )
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=says):
         wordsight.load(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from wordsight import catalog
 from wordsight.interop import huggingface, openai
 from wordsight.interop.names import NameMap, name_list
@@ -25,7 +26,9 @@ def test_rows_translate_both_ways_and_nothing_else() -> None:
         assert names.ours(other) is None
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"])
+@pytest.mark.parametrize(
+    "name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"]
+)
 def test_every_published_model_has_openai_s_names_and_back(name: str) -> None:
     from open_clip import get_model_config
     from open_clip.model import CLIP as Reference
@@ -38,7 +41,9 @@ def test_every_published_model_has_openai_s_names_and_back(name: str) -> None:
     assert {k: v.shape for k, v in openai.to_ours(theirs).items()} == {k: v.shape for k, v in ours.items()}
 
 
-@pytest.mark.parametrize("name", [n for n, e in catalog.CATALOG.items() if isinstance(e.config.image, ViTConfig) and "-gelu" not in n])
+@pytest.mark.parametrize(
+    "name", [n for n, e in catalog.CATALOG.items() if isinstance(e.config.image, ViTConfig) and "-gelu" not in n]
+)
 def test_every_vit_has_transformers_names_and_back(name: str) -> None:
     from transformers import CLIPConfig, CLIPModel
 
@@ -46,7 +51,9 @@ def test_every_vit_has_transformers_names_and_back(name: str) -> None:
     theirs = huggingface.to_theirs(ours)
     config = huggingface._config_json(catalog.find(name).config, _Ends())  # type: ignore[arg-type]
     with torch.device("meta"):
-        reference = CLIPModel(CLIPConfig(**{k: config[k] for k in ("vision_config", "text_config", "projection_dim")})).state_dict()
+        reference = CLIPModel(
+            CLIPConfig(**{k: config[k] for k in ("vision_config", "text_config", "projection_dim")})
+        ).state_dict()
     assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in reference.items()}
     assert {k: v.shape for k, v in huggingface.to_ours(theirs).items()} == {k: v.shape for k, v in ours.items()}
 
@@ -57,7 +64,7 @@ class _Ends:
 
 @pytest.mark.parametrize("name", ["RN50", "RN50x4", "RN50x64", "ViT-B/32", "ViT-L/14@336"])
 def test_shapes_tell_the_published_architectures(name: str) -> None:
-    from wordsight.bundle import _differences
+    from wordsight.interop.checkpoint import _differences
     from wordsight.interop.open_clip import config_from_model_cfg
 
     told = config_from_model_cfg(openai.shapes_to_open_clip_config(openai.to_theirs(state(name))), None)  # type: ignore[arg-type]

@@ -9,8 +9,9 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-import wordsight
 from safetensors.torch import load_file, save_file
+
+import wordsight
 from tests.interop.reference import RESNET_CFG, TEXTS, VIT_CFG, difference, model_cfg, open_clip_model, outputs, picture
 from wordsight.data.tokenize import train_tokenizer
 from wordsight.data.transform import Preprocess
@@ -26,7 +27,9 @@ def write(folder: Path, vision: dict[str, Any] = VIT_CFG, *, quick_gelu: bool = 
     folder.mkdir(exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors") if safe else torch.save(state, folder / "open_clip_pytorch_model.bin")
+    save_file(state, folder / "open_clip_model.safetensors") if safe else torch.save(
+        state, folder / "open_clip_pytorch_model.bin"
+    )
     return model
 
 
@@ -45,7 +48,9 @@ def test_folder_gives_the_reference_s_outputs(tmp_path: Path, vision: dict, quic
     assert model.config.activation == ("quick_gelu" if quick_gelu else "gelu")
     pixels = torch.stack([model.preprocess(picture(i)) for i in range(2)])
     assert (pixels - torch.stack([their_preprocess(picture(i)) for i in range(2)])).abs().max() < 2 / 255 / 0.2
-    assert model.preprocessor == Preprocess(image_size_px=64, resize="squash", interpolation="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    assert model.preprocessor == Preprocess(
+        image_size_px=64, resize="squash", interpolation="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+    )
     tokens = model.tokenize(TEXTS)
     assert torch.equal(tokens, their_tokenizer(TEXTS))
     assert difference(outputs(reference, pixels, tokens), outputs(model, pixels, tokens)) < 1e-5

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import wordsight
 from safetensors.torch import save_file
+
+import wordsight
 from tests.interop.reference import RESNET_CFG, TEXTS, VIT_CFG, difference, open_clip_model, outputs, picture, torchscript
 from wordsight.interop.safe_read import CheckpointError
 
@@ -60,7 +61,9 @@ def published(tmp_path: Path, name: str = "clip-tiny", **changes: torch.Tensor |
     return tmp_path / "bare.safetensors"
 
 
-def test_the_error_for_a_bare_state_dict_names_both_models_where_shapes_tell_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_bare_state_dict_names_both_models_where_shapes_tell_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     from wordsight import catalog
@@ -70,7 +73,10 @@ def test_the_error_for_a_bare_state_dict_names_both_models_where_shapes_tell_the
         image=replace(catalog.find("clip-tiny").config.image, width=64, num_heads=1),
         text=replace(catalog.find("clip-tiny").config.text, width=64, num_heads=1),
     )
-    entries = {n: replace(catalog.find("clip-tiny"), name=n, config=replace(wide, activation=a)) for n, a in (("wide", "quick_gelu"), ("wide-gelu", "gelu"))}
+    entries = {
+        n: replace(catalog.find("clip-tiny"), name=n, config=replace(wide, activation=a))
+        for n, a in (("wide", "quick_gelu"), ("wide-gelu", "gelu"))
+    }
     monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, **entries})
     path = published(tmp_path, "wide")
     with pytest.raises(CheckpointError, match=r"model='wide' \(QuickGELU\) or model='wide-gelu' \(GELU\)"):
@@ -128,9 +134,15 @@ def test_training_checkpoint_of_several_processes(tmp_path: Path) -> None:
     reference = wordsight.create("clip-tiny", seed=3)
     state = {f"module.{k}": v for k, v in wordsight_names(reference).items()}
     state["module.attn_mask"] = torch.zeros(77, 77)  # some versions of open_clip store it
-    torch.save({"epoch": 7, "name": "run", "state_dict": state, "optimizer": {"state": {}}, "scaler": {"scale": 65536.0}}, tmp_path / "epoch_7.pt")
+    torch.save(
+        {"epoch": 7, "name": "run", "state_dict": state, "optimizer": {"state": {}}, "scaler": {"scale": 65536.0}},
+        tmp_path / "epoch_7.pt",
+    )
     model = wordsight.load(tmp_path / "epoch_7.pt", model="clip-tiny")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), reference.state_dict().values(), strict=True))
-    torch.save({k.replace("module.", "text." if "visual" not in k and "scale" not in k else ""): v for k, v in state.items()}, tmp_path / "custom.pt")
+    torch.save(
+        {k.replace("module.", "text." if "visual" not in k and "scale" not in k else ""): v for k, v in state.items()},
+        tmp_path / "custom.pt",
+    )
     custom = wordsight.load(tmp_path / "custom.pt", model="clip-tiny")
     assert torch.equal(custom.text_tower.projection, reference.text_tower.projection)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+
 from wordsight.interop.safe_read import CheckpointError, read_weights
 
 
@@ -169,7 +170,9 @@ def test_setting_attributes_from_a_pickle_changes_nothing_of_ours(tmp_path: Path
     before = dict(vars(safe_read._Inert))
     # BUILD with a slot state on the class, on the tensor builder and on OrderedDict: setattr(target, "x", 1)
     for target in (b"c__torch__.A\nB\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"):
-        rewrite(tmp_path / "good.pt", tmp_path / "bad.pt", {"/data.pkl": b"\x80\x02" + target + b"N}X\x01\x00\x00\x00xK\x01s\x86b."})
+        rewrite(
+            tmp_path / "good.pt", tmp_path / "bad.pt", {"/data.pkl": b"\x80\x02" + target + b"N}X\x01\x00\x00\x00xK\x01s\x86b."}
+        )
         with pytest.raises(CheckpointError):
             read_weights(tmp_path / "bad.pt")
     assert dict(vars(safe_read._Inert)) == before

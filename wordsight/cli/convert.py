@@ -28,8 +28,8 @@ Examples:
 def command(src: str, dst: Path, to: str, model: str | None) -> None:
     """Write the checkpoint SRC as the folder DST in another library's format.
 
-    SRC is a folder (wordsight, open_clip, transformers, a run), a file (.pt, .bin, .safetensors, OpenAI's archive) or a catalogue name with
-    local weights. DST gets weights (bit by bit), architecture, tokenizer and preprocessing.
+    SRC is a folder (wordsight, open_clip, transformers, a run), a file (.pt, .bin, .safetensors, OpenAI's archive) or a
+    catalogue name with local weights. DST gets weights (bit by bit), architecture, tokenizer and preprocessing.
     """
     import warnings
 

@@ -43,7 +43,14 @@ def command(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title, justify in (("Name", "left"), ("Parameters", "right"), ("Embedding", "right"), ("Image", "right"), ("Activation", "left"), ("Paper", "left")):
+    for title, justify in (
+        ("Name", "left"),
+        ("Parameters", "right"),
+        ("Embedding", "right"),
+        ("Image", "right"),
+        ("Activation", "left"),
+        ("Paper", "left"),
+    ):
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for entry in CATALOG.values():
         config = entry.config

@@ -82,4 +82,6 @@ def unsupported(path: Path, values: Mapping[str, Any], neutral: Mapping[str, tup
     """
     for name, allowed in neutral.items():
         if name in values and values[name] not in allowed:
-            raise CheckpointError(f"{path}: {name} = {values[name]!r} is something that {what} does not have (it has {allowed[0]!r})")
+            raise CheckpointError(
+                f"{path}: {name} = {values[name]!r} is something that {what} does not have (it has {allowed[0]!r})"
+            )

@@ -1,4 +1,4 @@
-"""transformers' CLIP folders: `config.json`, weights in one file or in shards, preprocessing and tokenizer files, read and written.
+"""transformers' CLIP folders: `config.json`, weights (in shards or not), preprocessing and tokenizer, read and written.
 
 Differences to our layout: q, k and v are three matrices each (ours is one), and projections are stored transposed.
 """
@@ -73,7 +73,14 @@ _NEWER = (
 _POSITION_IDS = re.compile(r"(?:vision|text)_model\.embeddings\.position_ids")  # counted numbers, stored until transformers 4.31
 
 # transformers writes only what differs from these into old configs
-_VISION_DEFAULTS = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224, "patch_size": 32}
+_VISION_DEFAULTS = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
 _TEXT_DEFAULTS = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
 _TEXT_DEFAULTS |= {"max_position_embeddings": 77, "vocab_size": 49408}
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
@@ -195,14 +202,18 @@ def config_from_json(values: Mapping[str, Any], path: Path) -> CLIPConfig:
     text = _TEXT_DEFAULTS | (values.get("text_config") or {}) | (values.get("text_config_dict") or {})
     activations = {part.get("hidden_act", "quick_gelu") for part in (vision, text)}
     if len(activations) > 1 or not activations <= set(_ACTIVATIONS):
-        raise CheckpointError(f"{path}: hidden_act is {' and '.join(sorted(activations))}; a CLIP has quick_gelu or gelu, the same in both towers")
+        raise CheckpointError(
+            f"{path}: hidden_act is {' and '.join(sorted(activations))}; a CLIP has quick_gelu or gelu, the same in both towers"
+        )
     for part in (vision, text):
-        unsupported(path, part, {"layer_norm_eps": (1e-5,), "attention_dropout": (0.0,), "dropout": (0.0,), "num_channels": (3,)}, "CLIP")
+        unsupported(
+            path, part, {"layer_norm_eps": (1e-5,), "attention_dropout": (0.0,), "dropout": (0.0,), "num_channels": (3,)}, "CLIP"
+        )
     vocab_size, end = text["vocab_size"], text.get("eos_token_id", 2)
     if end not in (None, 2, vocab_size - 1):  # 2: what configs said before transformers 4.31, which then reads the highest id too
         raise CheckpointError(
-            f"{path}: eos_token_id is {end}, but a CLIP's end of text is the highest of its {vocab_size} tokens ({vocab_size - 1}): "
-            "tokens were added behind it, which this text tower can't read"
+            f"{path}: eos_token_id is {end}, but a CLIP's end of text is the highest of its {vocab_size} tokens "
+            f"({vocab_size - 1}): tokens were added behind it, which this text tower can't read"
         )
     return CLIPConfig(
         embed_dim=values.get("projection_dim", 512),
@@ -222,7 +233,7 @@ def config_from_json(values: Mapping[str, Any], path: Path) -> CLIPConfig:
             num_heads=text["num_attention_heads"],
             mlp_ratio=text["intermediate_size"] / text["hidden_size"],
         ),
-        activation=activations.pop(),  # type: ignore[arg-type]
+        activation=activations.pop(),
     )
 
 
@@ -241,7 +252,12 @@ def _config_json(config: CLIPConfig, tokenizer: ClipTokenizer) -> dict[str, Any]
             f"transformers' CLIP has no image tower like {type(image).__name__.removesuffix('Config')}, only ViT: "
             "write it with to='open_clip' or to='wordsight'"
         )
-    common = {"hidden_act": config.activation, "layer_norm_eps": 1e-5, "attention_dropout": 0.0, "projection_dim": config.embed_dim}
+    common = {
+        "hidden_act": config.activation,
+        "layer_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "projection_dim": config.embed_dim,
+    }
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
@@ -284,9 +300,9 @@ def _preprocess(folder: Path, config: CLIPConfig) -> Preprocess | None:
     """What `preprocessor_config.json` or `processor_config.json` (since transformers 5) says; None where there is neither."""
     for name in PREPROCESSING:
         if (folder / name).is_file():
-            values = read_json(folder / name)
-            values = values.get("image_processor", values if name == PREPROCESSING[0] else None)
-            if values is not None:
+            content = read_json(folder / name)
+            values = content.get("image_processor", content if name == PREPROCESSING[0] else None)
+            if isinstance(values, dict):
                 return _preprocess_from_json(values, folder / name, config.image.image_size_px)
     return None
 
@@ -301,15 +317,16 @@ def _preprocess_from_json(values: Mapping[str, Any], path: Path, image_size_px: 
     crop = _square(path, values.get("crop_size") or side) if values.get("do_center_crop", True) else None
     if (crop is None and shortest is not None) or crop not in (None, side):
         raise CheckpointError(
-            f"{path}: size {size!r} with crop {crop!r} is neither CLIP's resize (shortest edge, then a centre crop of the same size) nor a squash to a square"
+            f"{path}: size {size!r} with crop {crop!r} is neither CLIP's resize (shortest edge, then a centre crop "
+            "of the same size) nor a squash to a square"
         )
     normalized = values.get("do_normalize", True)
     return Preprocess(
         image_size_px=side,
         resize="shortest" if shortest is not None else "squash",
         interpolation=_RESAMPLE[values.get("resample", 3)],
-        mean=tuple(values.get("image_mean") or CLIP_MEAN) if normalized else (0.0, 0.0, 0.0),  # type: ignore[arg-type]
-        std=tuple(values.get("image_std") or CLIP_STD) if normalized else (1.0, 1.0, 1.0),  # type: ignore[arg-type]
+        mean=tuple(values.get("image_mean") or CLIP_MEAN) if normalized else (0.0, 0.0, 0.0),
+        std=tuple(values.get("image_std") or CLIP_STD) if normalized else (1.0, 1.0, 1.0),
     )
 
 
@@ -342,7 +359,9 @@ def _tokenizer(folder: Path, config: CLIPConfig) -> ClipTokenizer:
     return tokenizer
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig, tokenizer: ClipTokenizer, preprocess: Preprocess) -> None:
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig, tokenizer: ClipTokenizer, preprocess: Preprocess
+) -> None:
     """Write `config.json`, weights, `preprocessor_config.json` and the tokenizer's files into an empty folder.
 
     Raises:

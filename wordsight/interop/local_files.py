@@ -62,7 +62,9 @@ def find(name: str) -> Path:
     openai_file, repositories = PUBLISHED.get(name, ("", ()))
     where = "\n  ".join(str(p) for p in looked)
     stem = file_stem(name)
-    how = f"put a checkpoint of it at {own_folders()[0] / stem} (a folder) or {own_folders()[0] / stem}.safetensors (or .pt, .bin)"
+    how = (
+        f"put a checkpoint of it at {own_folders()[0] / stem} (a folder) or {own_folders()[0] / stem}.safetensors (or .pt, .bin)"
+    )
     if repositories:
         how += f", or run `hf download {repositories[0]}`, or put OpenAI's {openai_file} there"
     raise FileNotFoundError(

@@ -1,7 +1,7 @@
 """Tables of parameter names, read both ways: another library's name for ours, ours for theirs.
 
-A row is a pair of templates, e.g. `("visual.ln_post.{wb}", "image_tower.norm_post.{wb}")`. `{n}`, `{m}` stand for a number, `{wb}` for
-weight or bias, `{bn}` for what a batch norm holds, `{qkv}` for q, k or v.
+A row is a pair of templates, e.g. `("visual.ln_post.{wb}", "image_tower.norm_post.{wb}")`. `{n}`, `{m}` stand for a number,
+`{wb}` for weight or bias, `{bn}` for what a batch norm holds, `{qkv}` for q, k or v.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """open_clip's folders: `open_clip_config.json` beside the weights, read and written.
 
-Parameters have OpenAI's names (`interop.openai`); the config tells architecture, activation (`quick_gelu`), preprocessing and tokenizer.
+Parameters have OpenAI's names (`interop.openai`); the config tells architecture, activation (`quick_gelu`), preprocessing and
+tokenizer.
 """
 
 from __future__ import annotations
@@ -23,24 +24,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG = "open_clip_config.json"
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+)
 OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 CLIP_VOCABULARY = 49408
 
 _OFF = (None, False, 0, 0.0, "")
 # options -> the values that leave them off; with anything else the tower would compute something that ours doesn't
-_BLOCK = {name: _OFF for name in ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")}
+_BLOCK: dict[str, tuple[Any, ...]] = {
+    name: _OFF for name in ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+}
 _BLOCK |= {"ls_init_value": _OFF, "act_kwargs": (None, {}), "norm_kwargs": (None, {}), "final_ln_after_pool": _OFF}
 _BLOCK |= {"block_type": (None, "default", "")}
-_VISION = {"timm_model_name": _OFF, "attentional_pool": _OFF, "no_ln_pre": _OFF, **_BLOCK}
+_VISION: dict[str, tuple[Any, ...]] = {"timm_model_name": _OFF, "attentional_pool": _OFF, "no_ln_pre": _OFF, **_BLOCK}
 _VISION |= {"pos_embed_type": ("learnable",), "pool_type": ("tok",)}
-_TEXT = {"hf_model_name": _OFF, "embed_cls": _OFF, "no_causal_mask": _OFF, "proj_bias": _OFF, **_BLOCK}
+_TEXT: dict[str, tuple[Any, ...]] = {
+    "hf_model_name": _OFF,
+    "embed_cls": _OFF,
+    "no_causal_mask": _OFF,
+    "proj_bias": _OFF,
+    **_BLOCK,
+}
 _TEXT |= {"pool_type": ("argmax",), "proj_type": ("linear",)}
 _KNOWN_VISION = {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "patch_dropout", "output_tokens"}
-_KNOWN_VISION |= {"attn_pooler_queries", "attn_pooler_heads", *(f"timm_{x}" for x in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path"))}
+_KNOWN_VISION |= {
+    "attn_pooler_queries",
+    "attn_pooler_heads",
+    *(f"timm_{x}" for x in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")),
+}
 _KNOWN_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "hf_tokenizer_name", "tokenizer_kwargs"}
 _KNOWN_TEXT |= {"tokenizer_mode", "pad_id", "eos_id", "output_tokens", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type"}
-_KNOWN_TOP = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale", "nonscalar_logit_scale", "cast_dtype", "output_dict"}
+_KNOWN_TOP = {
+    "embed_dim",
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
+    "custom_text",
+    "init_logit_scale",
+    "nonscalar_logit_scale",
+    "cast_dtype",
+    "output_dict",
+}
 
 
 def read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
@@ -113,7 +141,7 @@ def _image_config(vision: Mapping[str, Any]) -> ViTConfig | ResNetConfig:
     size = size[0] if isinstance(size, list) and len(set(size)) == 1 else size
     layers = vision.get("layers", 12)
     if isinstance(layers, list | tuple):
-        return ResNetConfig(image_size_px=size, layers=tuple(layers), width=width, num_heads=width * 32 // head_width)  # type: ignore[arg-type]
+        return ResNetConfig(image_size_px=size, layers=tuple(layers), width=width, num_heads=width * 32 // head_width)
     return ViTConfig(
         image_size_px=size,
         patch_size_px=vision.get("patch_size", 16),
@@ -127,7 +155,10 @@ def _image_config(vision: Mapping[str, Any]) -> ViTConfig | ResNetConfig:
 
 def _preprocess(path: Path, cfg: Mapping[str, Any], config: CLIPConfig) -> Preprocess:
     unsupported(path, cfg, {"mode": ("RGB",)}, "preprocessing")
-    if cfg.get("resize_mode", "shortest") not in ("shortest", "squash") or cfg.get("interpolation", "bicubic") not in ("bicubic", "bilinear"):
+    if cfg.get("resize_mode", "shortest") not in ("shortest", "squash") or cfg.get("interpolation", "bicubic") not in (
+        "bicubic",
+        "bilinear",
+    ):
         raise CheckpointError(
             f"{path}: preprocess_cfg has resize_mode {cfg.get('resize_mode')!r} and interpolation {cfg.get('interpolation')!r}; "
             "allowed are shortest or squash, and bicubic or bilinear"
@@ -137,15 +168,17 @@ def _preprocess(path: Path, cfg: Mapping[str, Any], config: CLIPConfig) -> Prepr
         image_size_px=size[0] if isinstance(size, list) and len(set(size)) == 1 else size,
         resize=cfg.get("resize_mode", "shortest"),
         interpolation=cfg.get("interpolation", "bicubic"),
-        mean=tuple(cfg.get("mean") or CLIP_MEAN),  # type: ignore[arg-type]
-        std=tuple(cfg.get("std") or CLIP_STD),  # type: ignore[arg-type]
+        mean=tuple(cfg.get("mean") or CLIP_MEAN),
+        std=tuple(cfg.get("std") or CLIP_STD),
     )
 
 
 def _tokenizer(folder: Path, text: Mapping[str, Any], config: CLIPConfig) -> ClipTokenizer | None:
-    """open_clip's choice: its own tokenizer (CLIP's), unless the config names one of transformers; None if that one's files lack."""
+    """open_clip's choice: its own (CLIP's), unless the config names one of transformers; None if that one's files lack."""
     if kwargs := text.get("tokenizer_kwargs"):
-        raise CheckpointError(f"{folder / CONFIG}: tokenizer_kwargs = {kwargs!r} is something that CLIP's tokenizer does not have")
+        raise CheckpointError(
+            f"{folder / CONFIG}: tokenizer_kwargs = {kwargs!r} is something that CLIP's tokenizer does not have"
+        )
     length = config.text.context_length
     if text.get("hf_tokenizer_name"):
         if (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file():
@@ -159,7 +192,9 @@ def is_clip_vocabulary(tokenizer: ClipTokenizer) -> bool:
     return tokenizer.vocab_size == CLIP_VOCABULARY and tokenizer.engine().to_str() == ClipTokenizer.clip().engine().to_str()
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig, tokenizer: ClipTokenizer, preprocess: Preprocess) -> None:
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig, tokenizer: ClipTokenizer, preprocess: Preprocess
+) -> None:
     """Write `open_clip_config.json`, the weights and, for a vocabulary that is not CLIP's, the tokenizer, into an empty folder.
 
     Raises:
@@ -168,7 +203,7 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig
     from safetensors.torch import save_file
 
     save_file(openai.to_theirs(tensors), folder / WEIGHTS[0], metadata={"format": "pt"})
-    text = {
+    text: dict[str, Any] = {
         "context_length": config.text.context_length,
         "vocab_size": config.text.vocab_size,
         "width": config.text.width,
@@ -180,7 +215,12 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig
     if not is_clip_vocabulary(tokenizer):
         tokenizer.save_huggingface(folder)
         text["hf_tokenizer_name"] = "tokenizer.json"  # any name: open_clip takes this folder's files
-    model_cfg = {"embed_dim": config.embed_dim, "quick_gelu": config.activation == "quick_gelu", "vision_cfg": _vision_cfg(config), "text_cfg": text}
+    model_cfg = {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.activation == "quick_gelu",
+        "vision_cfg": _vision_cfg(config),
+        "text_cfg": text,
+    }
     preprocess_cfg = {
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
@@ -192,17 +232,17 @@ def write_folder(folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig
 
 def _vision_cfg(config: CLIPConfig) -> dict[str, Any]:
     image = config.image
-    vision: dict[str, Any] = {"image_size": image.image_size_px, "width": image.width}
+    vision: dict[str, Any] = {"image_size": image.image_size_px}
     match image:
         case ViTConfig():
-            vision |= {"layers": image.num_layers, "patch_size": image.patch_size_px}
+            vision |= {"width": image.width, "layers": image.num_layers, "patch_size": image.patch_size_px}
             head_width = image.width // image.num_heads
             if image.mlp_ratio != 4.0:
                 vision["mlp_ratio"] = image.mlp_ratio
             if image.patch_dropout:
                 vision["patch_dropout"] = image.patch_dropout
         case ResNetConfig():
-            vision |= {"layers": list(image.layers), "patch_size": None}
+            vision |= {"width": image.width, "layers": list(image.layers), "patch_size": None}
             head_width = image.width * 32 // image.num_heads
         case _:
             raise CheckpointError(f"open_clip has no image tower like {type(image).__name__}: write it with to='wordsight'")

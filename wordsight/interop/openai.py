@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wordsight.interop.names import NameMap
 from wordsight.interop.safe_read import CheckpointError
@@ -100,7 +100,10 @@ def to_theirs(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {names.theirs(name): tensor for name, tensor in state.items()}
     if None in renamed:
         unknown = next(n for n in state if names.theirs(n) is None)
-        raise CheckpointError(f"{unknown} has no place in OpenAI's and open_clip's CLIP: they know ViT and ResNet towers only")
+        raise CheckpointError(
+            f"{unknown} has no place in OpenAI's and open_clip's CLIP, whose image tower is a ViT or a ResNet: write it with "
+            "to='wordsight'"
+        )
     return {name: tensor for name, tensor in renamed.items() if name is not None}
 
 
@@ -140,18 +143,20 @@ def shapes_to_open_clip_config(tensors: Mapping[str, Tensor]) -> dict:
         if "visual.proj" in tensors:
             width, _, _, patch = tensors["visual.conv1.weight"].shape
             grid = math.isqrt(tensors["visual.positional_embedding"].shape[0] - 1)
-            vision = {"layers": _count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."), "patch_size": patch}
+            vision: dict[str, Any] = {"layers": _count(tensors, r"visual\.transformer\.resblocks\.(\d+)\."), "patch_size": patch}
             size = grid * patch
         else:
             width = tensors["visual.layer1.0.conv1.weight"].shape[0]
             size = 32 * math.isqrt(tensors["visual.attnpool.positional_embedding"].shape[0] - 1)
             vision = {"layers": [_count(tensors, rf"visual\.layer{s}\.(\d+)\.") for s in (1, 2, 3, 4)], "patch_size": None}
     except KeyError as error:
-        raise CheckpointError(f"the file has no {error.args[0]!r}, so it is not a whole CLIP with a ViT or ResNet image tower") from None
+        raise CheckpointError(
+            f"the file has no {error.args[0]!r}, so it is not a whole CLIP with a ViT or ResNet image tower"
+        ) from None
     if text_width % HEAD_WIDTH or ("visual.proj" in tensors and width % HEAD_WIDTH):
         raise CheckpointError(
-            f"widths {width} (image) and {text_width} (text) are not multiples of {HEAD_WIDTH}, so the number of attention heads can't be "
-            "told from the shapes: load it with model=NAME or from a folder with its config"
+            f"widths {width} (image) and {text_width} (text) are not multiples of {HEAD_WIDTH}, so the number of attention heads "
+            "can't be told from the shapes: load it with model=NAME or from a folder with its config"
         )
     return {"embed_dim": embed_dim, "vision_cfg": {"image_size": size, "width": width, **vision}, "text_cfg": text}
 

@@ -1,8 +1,8 @@
 """Read tensors from a file of weights without ever running code from it: safetensors, PyTorch files, TorchScript archives.
 
-Safetensors hold no code by design. PyTorch's pickles go through `torch.load(weights_only=True)` with a short allow-list. TorchScript
-archives (OpenAI's) are never given to the TorchScript runtime: their `data.pkl` is read by an unpickler that knows tensors and
-turns every class of the archive into an inert placeholder.
+Safetensors hold no code by design. PyTorch's pickles go through `torch.load(weights_only=True)` with a short allow-list.
+TorchScript archives (OpenAI's) are never given to the TorchScript runtime: their `data.pkl` is read by an unpickler that knows
+tensors and turns every class of the archive into an inert placeholder.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def read_weights(path: str | Path) -> Weights:
     if head.startswith(b"\x80") or head[257:262] == b"ustar":  # torch.save before 1.6, or any other pickle
         return _read_pickle(path, mmap=False)
     raise CheckpointError(
-        f"{path} ({size:,} bytes) is no file of weights: it begins with {head[:16]!r}, and neither safetensors, a PyTorch file nor a "
-        "TorchScript archive does. If it was downloaded, fetch it again: an error page may have been saved in its place"
+        f"{path} ({size:,} bytes) is no file of weights: it begins with {head[:16]!r}, and neither safetensors, a PyTorch file "
+        "nor a TorchScript archive does. If it was downloaded, fetch it again: an error page may have been saved in its place"
     )
 
 
@@ -195,7 +195,8 @@ def _open_zip(path: Path, size: int) -> zipfile.ZipFile:
     if inflated > MAX_PICKLE_BYTES + 20 * size or any("/data/" in r.filename and r.compress_type for r in records):
         archive.close()
         raise CheckpointError(
-            f"refused to read {path}: it would unpack to {inflated:,} bytes from {size:,}, and no PyTorch file compresses its tensors"
+            f"refused to read {path}: it would unpack to {inflated:,} bytes from {size:,}, and no PyTorch file compresses "
+            "its tensors"
         )
     return archive
 
@@ -272,7 +273,9 @@ class _TensorUnpickler(pickle.Unpickler):
 def _read_torchscript(path: Path, archive: zipfile.ZipFile) -> Weights:
     pickles = [r for r in archive.infolist() if r.filename.endswith("/data.pkl") and r.filename.count("/") == 1]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{path} is no TorchScript archive of a model: expected one data.pkl of at most {MAX_PICKLE_BYTES:,} bytes")
+        raise CheckpointError(
+            f"{path} is no TorchScript archive of a model: expected one data.pkl of at most {MAX_PICKLE_BYTES:,} bytes"
+        )
     try:
         reader = _TensorUnpickler(archive.read(pickles[0]), archive, pickles[0].filename.split("/")[0])
         tensors = dict(_walk(reader.load()))
