@@ -1,7 +1,8 @@
 """The data pipeline beside open_clip's (webdataset, PIL, torchvision), on the same shards: images a second on one core at 224 px.
 
 Both read tar shards of JPEGs with captions, shuffle, decode, crop as for training, tokenise, collate and normalise, in this
-process on one thread, a whole pass at a time, in turns. `python -m benchmarks.data_pipeline --json OUT` writes the rows.
+process on one thread, a whole pass at a time, in turns; the time is the processor's.
+`python -m benchmarks.data_pipeline --json OUT` writes the rows.
 """
 
 from __future__ import annotations
@@ -148,9 +149,9 @@ def compare(name: str, ours: Callable[[], int], peer: Callable[[], int], must: f
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for repeat in range(REPEATS + 1):
         for side, one_pass in (("ours", ours), ("peer", peer)):
-            start = time.perf_counter()
+            start = time.process_time()  # of this process alone, so that what else the machine does is no part of it
             seen = one_pass()
-            rate = seen / (time.perf_counter() - start)
+            rate = seen / (time.process_time() - start)
             assert seen == NUM_IMAGES, f"{side} gave {seen} of {NUM_IMAGES} images"
             if repeat:  # the first pass warms up
                 rates[side].append(rate)
