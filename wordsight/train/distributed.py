@@ -160,11 +160,19 @@ def orphaned() -> bool:
     return parent is not None and os.getppid() != int(parent)
 
 
-def launch(command: Sequence[str], num_processes: int, environment: Mapping[str, str] | None = None) -> int:
+def launch(
+    command: Sequence[str], num_processes: int, environment: Mapping[str, str] | None = None, grace_s: float = 10.0
+) -> int:
     """Run `command` in `num_processes` processes of this machine that find each other as under torchrun; signals are passed on.
 
+    Args:
+        command: a program and its arguments.
+        num_processes: how many.
+        environment: further variables for them.
+        grace_s: once one has failed, the others get so long to end by themselves.
+
     Returns:
-        0, or the first exit code that was not 0; the other processes are then ended.
+        0, or the first exit code that was not 0.
     """
     if num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}")
@@ -191,7 +199,7 @@ def launch(command: Sequence[str], num_processes: int, environment: Mapping[str,
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return _wait_for(children)
+        return _wait_for(children, grace_s)
     finally:
         for child in children:
             if child.poll() is None:
@@ -201,19 +209,15 @@ def launch(command: Sequence[str], num_processes: int, environment: Mapping[str,
             signal.signal(number, handler)
 
 
-def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float = 10.0) -> int:
-    """The first exit code that is not 0, once all are done; the others get `grace_s` to end by themselves, then SIGTERM and SIGKILL by the caller."""
+def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> int:
+    """Until all are done, or `grace_s` after the first has failed: the first exit code that is not 0."""
+    failed_at = None
+    first_failure = 0
     while True:
         codes = [child.poll() for child in children]
-        failed = [code for code in codes if code]
-        if failed or all(code is not None for code in codes):
-            break
+        if failed_at is None and any(codes):
+            failed_at = time.monotonic()
+            first_failure = next(code for code in codes if code)
+        if all(code is not None for code in codes) or (failed_at is not None and time.monotonic() - failed_at > grace_s):
+            return 128 - first_failure if first_failure < 0 else first_failure
         time.sleep(0.05)
-    if not failed:
-        return 0
-    deadline = time.monotonic() + grace_s
-    while time.monotonic() < deadline and any(child.poll() is None for child in children):
-        time.sleep(0.05)
-    return 128 - failed[0] if failed[0] < 0 else failed[0]
-
-

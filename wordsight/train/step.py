@@ -54,9 +54,14 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every generator that a system could draw from: torch's (all devices), numpy's and Python's global ones."""
-    torch.manual_seed(seed)
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed every generator that a system could draw from: torch's of the CPU and the device, numpy's and Python's global ones."""
+    # not torch.manual_seed, which on a machine without a GPU keeps a growing list of calls for the day that it has one
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -133,8 +138,13 @@ class Stepper:
         with torch.no_grad(), _buffers_kept(self.system, active=last > 0):
             for i in range(last):
                 outputs.append(self._run(parts[i], step, i, starts[i], self._forward))
-        with _buffers_kept(self.system, active=empty):
-            outputs.append(self._run(parts[last], step, last, starts[last], self._forward if last else self._parallel))
+        # DDP's forward waits for the other processes, so all must come to it on the same side of the gathering: before it where
+        # everyone has one micro-batch, after it otherwise, when a process with a single one has to run that again
+        together = max(sizes) <= (self.micro_batch_size or max(sizes))
+        again = last == 0 and not together
+        with _buffers_kept(self.system, active=empty or again):
+            module = self._parallel if together else self._forward
+            outputs.append(self._run(parts[last], step, last, starts[last], module))
 
         if isinstance(self.system, ContrastiveSystem):
             loss, gradients = self._contrast(outputs, sizes, empty)
@@ -142,7 +152,7 @@ class Stepper:
             loss, gradients = self._sum_terms(outputs, sum(sizes), empty)
         for place, i in enumerate([last, *range(last)]):  # the kept graph first, so that two are never alive at once
             final = place == last  # DDP averages over processes in this one's backward
-            if place:
+            if place or again:
                 outputs[i] = self._run(parts[i], step, i, starts[i], self._parallel if final else self._forward)
             roots, upstream = gradients(i, outputs[i], final)
             outputs[i] = {}
@@ -156,7 +166,7 @@ class Stepper:
     def _run(self, part: Batch, step: int, micro: int, first_row: int, module: nn.Module) -> dict[str, Any]:
         """One micro-batch through the system with its own random numbers, the same whenever it is called."""
         seed = derive_seed(self.seed, step, self.world.rank, micro)
-        seed_everything(seed)
+        seed_everything(seed, self.device)
         with self._rows(step, first_row):
             if self.prepare is not None:
                 part = self.prepare(part, torch.Generator(self.device).manual_seed(derive_seed(seed, "augment")))
