@@ -110,14 +110,16 @@ class _Answers:
     """Which candidates are right for a query: those of the same group."""
 
     def __init__(self, query_groups_Q: Tensor, candidate_groups_C: Tensor) -> None:
-        self.groups_Q, self.groups_C = query_groups_Q, candidate_groups_C
         self.order_C = torch.argsort(candidate_groups_C, stable=True)
         in_order = candidate_groups_C[self.order_C]
         self.first_Q = torch.searchsorted(in_order, query_groups_Q)
         self.count_Q = torch.searchsorted(in_order, query_groups_Q, right=True) - self.first_Q
 
-    def mask(self, rows: Tensor, start: int, stop: int) -> Tensor:
-        return self.groups_Q[rows][:, None] == self.groups_C[None, start:stop]
+    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Each right pair of the queries `rows` once: (index into `rows`, candidate)."""
+        counts = self.count_Q[rows]
+        within = torch.arange(int(counts.sum())) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        return torch.repeat_interleave(counts), self.order_C[torch.repeat_interleave(self.first_Q[rows], counts) + within]
 
     def best_scores(self, rows: Tensor, queries_QD: Tensor, candidates_CD: Tensor) -> Tensor:
         """The score of each query's best right candidate; every query in `rows` has one."""
@@ -162,24 +164,27 @@ def rank_queries(
         raise ValueError("infinite or undefined embeddings can not be ranked: a NaN would lose or win every comparison")
     answers = _Answers(query_groups, candidate_groups)
     rows = torch.nonzero(answers.count_Q > 0).squeeze(1)
-    better, tied = torch.zeros(len(rows), dtype=torch.int64), torch.zeros(len(rows), dtype=torch.int64)
+    better, tied = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     for q in range(0, len(rows), query_block):
         block = rows[q : q + query_block]
         best_B1 = answers.best_scores(block, queries_QD, candidates_CD)[:, None]
+        right_rows, right_columns = answers.pairs(block)
         for start in range(0, len(candidates_CD), candidate_block):
-            stop = min(start + candidate_block, len(candidates_CD))
-            scores_BC = score_block(queries_QD[block], candidates_CD[start:stop])
-            scores_BC[answers.mask(block, start, stop)] = -torch.inf  # only the others can be before it
-            better[q : q + query_block] += (scores_BC > best_B1).sum(1)
-            tied[q : q + query_block] += (scores_BC == best_B1).sum(1)
-    ranks = better + 1
+            scores_BC = score_block(queries_QD[block], candidates_CD[start : start + candidate_block])
+            here = (right_columns >= start) & (right_columns < start + candidate_block)
+            scores_BC[right_rows[here], right_columns[here] - start] = -torch.inf  # only the others can be before it
+            # NumPy counts booleans several times as fast as PyTorch sums them
+            better[q : q + query_block] += np.count_nonzero((scores_BC > best_B1).numpy(), axis=1)
+            tied[q : q + query_block] += np.count_nonzero((scores_BC == best_B1).numpy(), axis=1)
+    ranks = torch.from_numpy(better + 1)
     hits = {k: ranks <= k for k in ks}
-    contested = torch.nonzero(tied > 0).squeeze(1)
+    contested = torch.from_numpy(np.flatnonzero(tied))
     step = max(1, WHOLE_ROWS_BYTES // (8 * len(candidates_CD)))
     for i in range(0, len(contested), step):
         at = contested[i : i + step]
         scores_BC = score_block(queries_QD[rows[at]], candidates_CD)
-        right_BC = answers.mask(rows[at], 0, len(candidates_CD))
+        right_BC = torch.zeros(scores_BC.shape, dtype=torch.bool)
+        right_BC[answers.pairs(rows[at])] = True
         ranks[at] = right_BC.gather(1, torch.argsort(scores_BC, descending=True)).int().argmax(1) + 1
         for k in ks:
             if ties == "argsort":
