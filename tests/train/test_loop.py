@@ -16,11 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import wordsight
+from wordsight.data.augment import Augment
+from wordsight.evaluate.retrieval import Retrieval
 from wordsight.train.checkpoint import DiskFullError
 from wordsight.train.distributed import World
 from wordsight.train.log import MetricsLog
 from wordsight.train.loop import NonFiniteError, Outcome, fit
-from wordsight.train.recipe import Recipe
+from wordsight.train.recipe import Evaluation, Recipe
 from wordsight.train.rundir import RunFolder
 from wordsight.train.setup import Parts, build
 from wordsight.types import Batch
@@ -218,3 +221,63 @@ def test_skipping_for_ever_stops(recipe: Recipe, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("wordsight.train.loop.MAX_SKIPS", 3)
     with pytest.raises(NonFiniteError, match="Step 5: the loss is nan, as in the 3 updates before"):
         fit(replace(recipe, on_nonfinite="skip"), tmp_path / "run", device="cpu", progress=False, build_parts=poison(set(range(2, 20))))
+
+
+def test_evaluations_choose_the_best_model_and_survive_a_stop(recipe: Recipe, pairs: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(evaluator=Retrieval(ks=(1, 5)), data=str(pairs), name="pairs")
+    recipe = replace(recipe, evaluations=(evaluation,), evaluate_every_steps=5, best_metric="pairs/text_to_image_R@5")
+    whole = fit(recipe, tmp_path / "whole", device="cpu", progress=False)
+    stop_at(recipe, tmp_path / "parts", 7)
+    parts = fit(recipe, tmp_path / "parts", device="cpu", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert parts == whole
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    measured = {line["step"]: line["pairs/text_to_image_R@5"] for line in lines if "pairs/text_to_image_R@5" in line}
+    assert list(measured) == [5, 10, 12]
+    assert whole.best is not None
+    assert whole.best["value"] == max(measured.values()) == measured[whole.best["step"]]
+    model = wordsight.load(tmp_path / "whole")
+    assert Retrieval(ks=(1, 5)).run(model, pairs)["text_to_image_R@5"].value == whole.best["value"]
+    records = json.loads((tmp_path / "whole/results.json").read_text())
+    assert {r["metric"]: r["value"] for r in records}["text_to_image_R@5"] == whole.best["value"]
+    wrong = replace(recipe, best_metric="pairs/top1")
+    with pytest.raises(ValueError, match="best_metric 'pairs/top1' is not measured; the evaluations give pairs/image_to_text_R@1"):
+        fit(wrong, tmp_path / "wrong", device="cpu", progress=False)
+
+
+def test_workers_and_augmentation_change_nothing_on_resuming(recipe: Recipe, tmp_path: Path) -> None:
+    augmented = replace(recipe, data=replace(recipe.data, augment=Augment(), crop_scale=None), steps=6)
+    fit(augmented, tmp_path / "whole", device="cpu", progress=False)
+    stop_at(augmented, tmp_path / "parts", 4)
+    fit(replace(augmented, data=replace(augmented.data, num_workers=1)), tmp_path / "parts", device="cpu", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_micro_batches_change_nothing_but_rounding(recipe: Recipe, tmp_path: Path) -> None:
+    """Patch dropout, stochastic depth and augmentation belong to the row, however the batch is split."""
+    augmented = replace(recipe, data=replace(recipe.data, augment=Augment(), crop_scale=None), steps=4)
+    losses = []
+    for micro in (None, 3):
+        fit(replace(augmented, micro_batch_size=micro), tmp_path / str(micro), device="cpu", progress=False)
+        losses.append([json.loads(line)["loss"] for line in (tmp_path / str(micro) / "metrics.jsonl").read_text().splitlines()])
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-4
+
+
+def test_a_model_and_tokenizer_that_do_not_fit_are_refused_at_the_start(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        fit(replace(recipe, tokenizer=None), tmp_path / "run", device="cpu", progress=False)
+    wide = replace(recipe.model, text=replace(recipe.model.text, vocab_size=600))
+    with pytest.raises(ValueError, match=r"the tokenizer has 540 tokens, the text tower 600"):
+        fit(replace(recipe, model=wide), tmp_path / "run2", device="cpu", progress=False)
+
+
+def test_a_machine_that_cannot_compile_is_told(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    def no_compiler(*_: Any, **__: Any) -> None:
+        raise InvalidCxxCompiler()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", no_compiler)
+        with pytest.raises(ValueError, match=r"compile=true does not work here \(InvalidCxxCompiler: .*install it, or set compile=false"):
+            fit(replace(recipe, compile=True), tmp_path / "run", device="cpu", progress=False)

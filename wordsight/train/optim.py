@@ -43,12 +43,15 @@ def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The learning rate of update `step` (from 1): linear from 0 over the warm-up, then by the schedule down to lr * final_lr_share."""
+    """The learning rate of update `step` (from 1): linear over the warm-up, then from lr by the schedule towards lr * final_lr_share.
+
+    The schedule would be at its end one update after the last, so that no update is wasted on a rate of 0.
+    """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    progress = (step - 1 - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
     return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * share)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from wordsight.data.augment import Augment
 from wordsight.data.order import Sampling, Shuffle
 from wordsight.data.sources import DataSource
 
@@ -47,7 +48,7 @@ class DataConfig:
     shuffle: Shuffle = "auto"
     crop_scale: tuple[float, float] | None = (0.9, 1.0)
     flip: float = 0.0
-    augment: Any = None
+    augment: Augment | None = None
     first_caption_prob: float | None = None
     max_bad_share: float = 0.05
     num_workers: int = 0
@@ -108,7 +109,7 @@ class Recipe:
     Attributes:
         model: a name of the catalogue, or a model's config.
         weights: a checkpoint to start from; None: fresh weights from `seed`.
-        tokenizer: the tokenizer's file; None: the model's own.
+        tokenizer: the tokenizer's file, `sample:tokenizer` for the embedded data's; None: the model's own.
         activation_checkpointing: recompute activations in the backward pass, for memory.
         data, optim: see there.
         steps, epochs, samples: the length in updates, passes or samples seen.
@@ -320,13 +321,8 @@ def _parse_as(text: str, kind: Any, key: str) -> Any:
     elif typing.get_origin(kind) is tuple:
         return _parse_tuple(text, typing.get_args(kind), key)
     elif is_dataclass(kind) and text.startswith("{"):
-        owner = json.loads(text)
-        unknown = [name for name in owner if name not in [f.name for f in fields(kind)]]
-        if not unknown:
-            hints = typing.get_type_hints(kind)
-            return kind(
-                **{n: v if isinstance(v, str) else parse_value(_as_text(v), hints[n], f"{key}.{n}") for n, v in owner.items()}
-            )
+        given = json.loads(text)
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})  # type: ignore[operator]
     raise ValueError(text)
 
 

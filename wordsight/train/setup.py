@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from wordsight.data.augment import Augment
 from wordsight.data.transform import Preprocess, TrainTransform
 from wordsight.train.distributed import World
 from wordsight.train.recipe import Evaluation, Recipe
+from wordsight.train.step import Draws
 
 if TYPE_CHECKING:
     from wordsight.data.loader import Loader
@@ -27,18 +29,18 @@ class Parts:
     Attributes:
         system: the model on its device, with `tokenizer` and `preprocessor`.
         loader: `batches(start_step)`, `samples_per_epoch`, `bad`.
-        augment: pixels in [0, 1] and a generator -> pixels; None: none.
+        augment: further changes of pixels in [0, 1]; None: none.
     """
 
     system: nn.Module
     loader: Loader
-    augment: Any = None
+    augment: Augment | None = None
 
-    def prepare(self, batch: Batch, generator: torch.Generator) -> Batch:
+    def prepare(self, batch: Batch, draws: Draws) -> Batch:
         """uint8 pixels on the device -> augmented, normalised."""
         pixels_B3HW = batch.pixels
         if self.augment is not None:
-            pixels_B3HW = self.augment(pixels_B3HW.float() / 255, generator)
+            pixels_B3HW = self.augment(pixels_B3HW.float() / 255, draws)
         return replace(batch, pixels=self.system.preprocessor.normalize(pixels_B3HW))  # type: ignore[union-attr, operator]
 
 
@@ -94,13 +96,22 @@ def build_system(recipe: Recipe) -> nn.Module:
     if recipe.tokenizer is not None:
         from wordsight.data.tokenize import ClipTokenizer
 
-        system.tokenizer = ClipTokenizer.from_file(recipe.tokenizer, context_length=system.config.text.context_length)
+        system.tokenizer = ClipTokenizer.from_file(_tokenizer_file(recipe.tokenizer), context_length=system.config.text.context_length)
     _check_tokenizer(system)
     if recipe.activation_checkpointing:
         if not hasattr(system, "set_activation_checkpointing"):
             raise ValueError(f"{type(system).__name__} has no activation checkpointing: set activation_checkpointing=false")
         system.set_activation_checkpointing(True)
     return system
+
+
+def _tokenizer_file(name: str) -> str:
+    """A path; `sample:tokenizer` is the embedded data's."""
+    if name == "sample:tokenizer":
+        from wordsight.sample import path
+
+        return str(path() / "tokenizer.json")
+    return name
 
 
 def _check_tokenizer(system: nn.Module) -> None:

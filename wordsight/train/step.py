@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wordsight.nn.random import number_streams, numbered_rows
+from wordsight.nn.random import number_streams, numbered_rows, uniform
 from wordsight.system import ContrastiveSystem, System
 from wordsight.train.distributed import World
 from wordsight.types import Batch, Term
 
-Prepare = Callable[[Batch, torch.Generator], Batch]
+Draws = Callable[[int, int], Tensor]
+Prepare = Callable[[Batch, Draws], Batch]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,18 @@ def seed_everything(seed: int, device: torch.device) -> None:
         torch.mps.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def row_draws(device: torch.device) -> Draws:
+    """A function (count, B) -> [count, B] uniform in [0, 1), whose numbers belong to the rows of the global batch at hand."""
+    stream = 0
+
+    def draw(count: int, rows: int) -> Tensor:
+        nonlocal stream
+        stream -= 1  # the model's own streams are above 0
+        return uniform(rows, count, stream=stream, device=device).T
+
+    return draw
 
 
 class _Forward(nn.Module):
@@ -102,7 +115,7 @@ class Stepper:
             precision: "bf16" runs the towers under autocast; the contrastive loss stays outside of it.
             seed: of the run; the random numbers of a step are a function of (seed, step, row), or where a module draws from torch's own
                 generator, of (seed, step, rank, micro-batch).
-            prepare: what is done to a micro-batch on the device first (augment, normalise), with a generator of its own.
+            prepare: what is done to a micro-batch on the device first (augment, normalise), with random numbers by row, see `row_draws`.
         """
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, or None for the whole batch; got {micro_batch_size}")
@@ -169,7 +182,7 @@ class Stepper:
         seed_everything(seed, self.device)
         with self._rows(step, first_row):
             if self.prepare is not None:
-                part = self.prepare(part, torch.Generator(self.device).manual_seed(derive_seed(seed, "augment")))
+                part = self.prepare(part, row_draws(self.device))
             bf16 = self.precision == "bf16"
             # entered anew for each pass: autocast would otherwise reuse the weights that it cast without a graph
             with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
