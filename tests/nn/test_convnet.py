@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from wordsight.nn.convnet import ConvNet, ConvNetConfig
 
-TINY = ConvNetConfig(image_size_px=16, widths=(8, 16, 16), layers=(0, 1, 1), pool="flat")
+TINY = ConvNetConfig(image_size_px=16, patch_size_px=2, widths=(8, 16, 16), layers=(0, 1, 1))
 
 
 def pixels(count: int = 6, side: int = 16) -> torch.Tensor:
@@ -21,6 +21,7 @@ def test_shapes_and_gradients(pool):
     model = ConvNet(ConvNetConfig(image_size_px=16, widths=(8, 16), layers=(0, 1), pool=pool), embed_dim=12)
     out = model(pixels())
     assert out.shape == (6, 12)
+    assert model.config.grid == (2, 2)
     assert model.forward_map(pixels()).shape == (6, 16, *model.config.grid)
     out.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -49,7 +50,8 @@ def test_embeddings_are_spread_at_the_start():
     ("options", "word"),
     [
         ({"widths": (8, 16), "layers": (1,)}, "width and a depth"),
-        ({"image_size_px": 36, "widths": (8, 16, 16), "layers": (0, 0, 0)}, "divisible by 8"),
+        ({"image_size_px": 36}, "divisible by 8"),
+        ({"patch_size_px": 0}, "patch_size_px"),
         ({"pool": "max"}, "pool"),
     ],
 )

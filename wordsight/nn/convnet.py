@@ -1,8 +1,9 @@
 """A compact residual CNN for small pictures: basic blocks of arXiv 1512.03385, short and wide like DAWNBench's ResNet-9.
 
-It is the quickstart's image tower: a few dense 3x3 convolutions at low resolution, which is what a CPU computes fastest.
+It is the quickstart's image tower. The stem folds each patch of pixels into channels, so that every convolution is dense, 3x3 and
+at low resolution, which is what a CPU computes fastest.
 
-Shape legend: B batch, S image side in pixels, C channels, h w places of a map, E embedding width.
+Shape legend: B batch, S image side in pixels, C channels, h w places of a map, P pooled features, E embedding width.
 """
 
 from __future__ import annotations
@@ -25,26 +26,29 @@ class ConvNetConfig:
     """A compact residual CNN's architecture.
 
     Attributes:
-        image_size_px: side of the square input, a multiple of 2 ** stages.
-        widths: channels of each stage; every stage begins by halving the resolution.
-        layers: residual blocks of each stage, as many numbers as widths; 0 leaves the halving convolution alone.
+        image_size_px: side of the square input, a multiple of patch_size_px * 2 ** (stages - 1).
+        patch_size_px: side of the patch whose pixels become channels; the first map has S / patch_size_px places a side.
+        widths: channels of each stage; every stage but the first begins by halving the resolution.
+        layers: residual blocks of each stage, as many numbers as widths; 0 leaves the opening convolution alone.
         pool: what the projection sees of the last map: its mean ("mean") or every place ("flat").
     """
 
     image_size_px: int = 32
-    widths: tuple[int, ...] = (32, 64, 128, 256)
-    layers: tuple[int, ...] = (0, 1, 1, 1)
-    pool: Literal["mean", "flat"] = "mean"
+    patch_size_px: int = 4
+    widths: tuple[int, ...] = (64, 128)
+    layers: tuple[int, ...] = (0, 1)
+    pool: Literal["mean", "flat"] = "flat"
 
     def __post_init__(self) -> None:
         if not self.widths or len(self.widths) != len(self.layers) or min(self.layers) < 0 or min(self.widths) < 1:
-            raise ValueError(
-                f"a ConvNet needs a width and a depth for each stage, got widths={self.widths}, layers={self.layers}"
-            )
-        step = 2 ** len(self.widths)
+            raise ValueError(f"a ConvNet needs a width and a depth a stage, got widths={self.widths}, layers={self.layers}")
+        if self.patch_size_px < 1:
+            raise ValueError(f"patch_size_px must be at least 1, got {self.patch_size_px}")
+        step = self.patch_size_px * 2 ** (len(self.widths) - 1)
         if self.image_size_px < step or self.image_size_px % step:
             raise ValueError(
-                f"a ConvNet of {len(self.widths)} stages needs an image_size_px divisible by {step}, got {self.image_size_px}"
+                f"a ConvNet of {len(self.widths)} stages and patches of {self.patch_size_px} px needs an image_size_px divisible "
+                f"by {step}, got {self.image_size_px}"
             )
         if self.pool not in ("mean", "flat"):
             raise ValueError(f"pool must be 'mean' or 'flat', got {self.pool!r}")
@@ -52,19 +56,19 @@ class ConvNetConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Places of the last map, down and across."""
-        return (self.image_size_px >> len(self.widths),) * 2
+        return (self.image_size_px // self.patch_size_px >> (len(self.widths) - 1),) * 2
 
 
-class Halving(nn.Module):
-    """The convolution that opens a stage: stride 2, batch norm, ReLU."""
+class Opening(nn.Module):
+    """What opens a stage: a 3x3 convolution (of the folded patches, or with stride 2), batch norm, ReLU."""
 
-    def __init__(self, in_channels: int, channels: int, kernel_size: int) -> None:
+    def __init__(self, in_channels: int, channels: int, *, stride: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel_size, stride=2, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, h, w] -> [B, C', h/2, w/2]."""
+        """[B, C, h, w] -> [B, C', h/stride, w/stride]."""
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
@@ -85,7 +89,7 @@ class BasicBlock(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Stages of a halving convolution and residual blocks (the first convolution is 5x5), a pool, a batch norm, a projection.
+    """Folded patches, stages of an opening convolution and residual blocks, a pool, a batch norm, a projection.
 
     Args:
         config: the architecture.
@@ -96,10 +100,10 @@ class ConvNet(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
-        stages, in_channels = [], 3
+        stages, in_channels = [], 3 * config.patch_size_px**2
         for i, (channels, num_blocks) in enumerate(zip(config.widths, config.layers, strict=True)):
-            halving = Halving(in_channels, channels, 5 if i == 0 else 3)
-            stages.append(nn.Sequential(halving, *[BasicBlock(channels) for _ in range(num_blocks)]))
+            opening = Opening(in_channels, channels, stride=2 if i > 0 else 1)
+            stages.append(nn.Sequential(opening, *[BasicBlock(channels) for _ in range(num_blocks)]))
             in_channels = channels
         self.stages = nn.ModuleList(stages)
         num_places = config.grid[0] * config.grid[1] if config.pool == "flat" else 1
@@ -122,7 +126,7 @@ class ConvNet(nn.Module):
 
     def forward_map(self, pixels: Tensor) -> Tensor:
         """The last feature map: [B, 3, S, S] -> [B, C, h, w]."""
-        x = pixels.contiguous(memory_format=torch.channels_last)
+        x = F.pixel_unshuffle(pixels, self.config.patch_size_px).contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
             x = self._run(stage, x)
         return x
