@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wordsight.embed import EmbedderMixin
 from wordsight.losses.contrastive import info_nce, same_pair
+from wordsight.nn.convnet import ConvNet, ConvNetConfig
 from wordsight.nn.random import number_streams
 from wordsight.nn.resnet import ModifiedResNet, ResNetConfig
 from wordsight.nn.text import TextConfig, TextTransformer
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from wordsight.data.tokenize import ClipTokenizer
     from wordsight.data.transform import Preprocess
 
-ImageConfig = ViTConfig | ResNetConfig
-IMAGE_CONFIGS: dict[str, type[ImageConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig}  # names as they stand in JSON
+ImageConfig = ViTConfig | ResNetConfig | ConvNetConfig
+# names as they stand in JSON
+IMAGE_CONFIGS: dict[str, type[ImageConfig]] = {"vit": ViTConfig, "resnet": ResNetConfig, "convnet": ConvNetConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,13 +169,15 @@ class CLIP(EmbedderMixin, nn.Module):
         self.text_tower.set_activation_checkpointing(enabled)
 
 
-def build_image_tower(config: ImageConfig, embed_dim: int, activation: str) -> VisionTransformer | ModifiedResNet:
+def build_image_tower(config: ImageConfig, embed_dim: int, activation: str) -> VisionTransformer | ModifiedResNet | ConvNet:
     """The image tower that a config's type stands for."""
     match config:
         case ViTConfig():
             return VisionTransformer(config, embed_dim, activation)
         case ResNetConfig():
             return ModifiedResNet(config, embed_dim)
+        case ConvNetConfig():
+            return ConvNet(config, embed_dim)
 
 
 def config_to_dict(config: CLIPConfig) -> dict[str, Any]:
@@ -192,8 +196,7 @@ def config_from_dict(values: Mapping[str, Any]) -> CLIPConfig:
     kind = image.pop("type", None)
     if kind not in IMAGE_CONFIGS:
         raise ValueError(f"image tower type {kind!r} is unknown; allowed are {', '.join(IMAGE_CONFIGS)}")
-    if isinstance(image.get("layers"), list):
-        image["layers"] = tuple(image["layers"])
+    image = {key: tuple(value) if isinstance(value, list) else value for key, value in image.items()}  # JSON has no tuples
     parts = {"image": _build(IMAGE_CONFIGS[kind], image), "text": _build(TextConfig, values.get("text", {}))}
     return _build(CLIPConfig, {**values, **parts})
 
