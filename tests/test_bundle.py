@@ -1,4 +1,4 @@
-"""Load, save, create, convert: bit-equal round trips, nothing global touched, whole folders or none, and names resolved locally."""
+"""Load, save, create, convert: bit-equal round trips, nothing global touched, whole folders or none, names found locally."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import wordsight
 from PIL import Image
 from safetensors.torch import load_file, save_file
+
+import wordsight
 from wordsight import bundle, catalog
 from wordsight.data.transform import Preprocess
 from wordsight.interop import local_files, openai, own
@@ -182,8 +183,9 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     weights = tmp_path / "m" / "model.safetensors"
     state = load_file(weights)
     save_file({k: v for k, v in state.items() if "norm_post" not in k} | {"extra": torch.ones(1)}, weights)
-    missing = "missing: image_tower.norm_post.bias, image_tower.norm_post.weight|missing: image_tower.norm_post.weight, image_tower.norm_post.bias"
-    with pytest.raises(CheckpointError, match=rf"({missing}). surplus: extra"):
+    with pytest.raises(
+        CheckpointError, match=r"missing: image_tower\.norm_post\.\w+, image_tower\.norm_post\.\w+\. surplus: extra"
+    ):
         wordsight.load(tmp_path / "m")
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
@@ -322,7 +324,7 @@ def test_a_name_without_weights_says_where_it_looked_and_how_to_get_them(home: P
         "create('ViT-B/32')",
     ):
         assert part in said
-    with pytest.raises(FileNotFoundError, match="no such file or folder.*did you mean ViT-B/32"):
+    with pytest.raises(FileNotFoundError, match=r"no such file or folder.*did you mean ViT-B/32"):
         wordsight.load("ViT-B/33")
 
 

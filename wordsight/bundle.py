@@ -125,12 +125,13 @@ def convert(src: str | Path, dst: str | Path, to: str = "wordsight", *, model: s
 
 
 def _build(contents: Contents) -> CLIP:
-    """The model of checked contents: weights copied to float32, no random number drawn."""
+    """The model of checked contents, which are used up: weights copied to float32, no random number drawn."""
     assert contents.config is not None
     with torch.device("meta"):
         model = CLIP(contents.config)
     state = {}
-    for name, tensor in contents.tensors.items():  # copied: what was read may be a map of the file
+    for name in list(contents.tensors):  # copied, because what was read may be a map of the file; one at a time, to hold it once
+        tensor = contents.tensors.pop(name)
         dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
         state[name] = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
         if tensor.dtype == torch.float64:

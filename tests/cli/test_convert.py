@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import wordsight
 from click.testing import CliRunner
+
+import wordsight
 from wordsight.cli.convert import command
 
 
@@ -46,6 +47,7 @@ def test_failures_are_one_line_and_exit_codes_tell_them(source: Path, tmp_path: 
 
 def test_notes_are_printed_plainly(source: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
+
     from wordsight.interop import openai
 
     save_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from click.testing import CliRunner
+
 from wordsight.catalog import CATALOG
 from wordsight.cli.models import command
 

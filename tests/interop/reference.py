@@ -1,4 +1,4 @@
-"""Tiny models of the reference libraries, with random weights of a size that makes differences show, and files as they write them."""
+"""Tiny models of the reference libraries, with weights whose differences show, and files as they write them."""
 
 from __future__ import annotations
 

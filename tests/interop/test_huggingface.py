@@ -1,4 +1,4 @@
-"""transformers' CLIP folders both ways: CLIPModel and CLIPProcessor load what we write and give equal outputs, and the reverse."""
+"""transformers' CLIP folders both ways: CLIPModel and CLIPProcessor give our outputs for what we write, and the reverse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wordsight.interop.safe_read import CheckpointError
 
 
 def picture(seed: int = 0) -> Image.Image:
-    """One whose resized width is even: transformers' PIL backend rounds the crop's odd half pixel down, its torchvision backend to even, as we."""
+    """One whose resized width is even: transformers' PIL backend rounds the crop's half pixel down, its other one as we do."""
     return shared.picture(seed, (120, 60))
 
 
@@ -73,7 +73,7 @@ def test_folder_gives_the_reference_s_outputs(written: Path) -> None:
 def test_activation_is_the_config_s(tmp_path: Path, activation: str) -> None:
     reference = huggingface_model(activation=activation)
     reference.save_pretrained(tmp_path)
-    with pytest.warns(UserWarning) as notes:
+    with pytest.warns(UserWarning, match="CLIP's") as notes:
         model = wordsight.load(tmp_path)
     said = " ".join(str(note.message) for note in notes)
     assert "no tokenizer files: CLIP's tokenizer is used" in said
@@ -126,13 +126,13 @@ def test_weights_stay_float16_in_the_file_and_run_in_float32(tmp_path: Path) -> 
 
 def test_resnet_has_no_place_there(tmp_path: Path) -> None:
     wordsight.save(wordsight.create("clip-tiny-resnet"), tmp_path / "own")
-    with pytest.raises(CheckpointError, match="no image tower like ResNet.*to='open_clip'"):
+    with pytest.raises(CheckpointError, match=r"no image tower like ResNet.*to='open_clip'"):
         wordsight.convert(tmp_path / "own", tmp_path / "theirs", to="huggingface")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["own"]  # nothing half-written stays
 
 
 def test_old_files(written: Path, tmp_path: Path) -> None:
-    """position_ids, one .bin, an end-of-text id of 2, a flat preprocessor_config.json with plain numbers, configs with differences only."""
+    """position_ids, one .bin, an end-of-text id of 2, plain numbers in preprocessor_config.json, vocab.json and merges.txt."""
     folder = copy(written, tmp_path / "old")
     state = load_file(folder / "model.safetensors")
     for tower, length in (("text", 77), ("vision", 17)):

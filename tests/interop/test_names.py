@@ -26,9 +26,7 @@ def test_rows_translate_both_ways_and_nothing_else() -> None:
         assert names.ours(other) is None
 
 
-@pytest.mark.parametrize(
-    "name", ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336"]
-)
+@pytest.mark.parametrize("name", ["RN50", "RN50x4", "ViT-B/32", "ViT-L/14@336"])
 def test_every_published_model_has_openai_s_names_and_back(name: str) -> None:
     from open_clip import get_model_config
     from open_clip.model import CLIP as Reference

@@ -1,4 +1,4 @@
-"""OpenAI's archives and state dicts, and open_clip's bare state dicts: the reference's outputs, or an error that says what to do."""
+"""OpenAI's archives and state dicts, open_clip's bare state dicts: the reference's outputs, or an error that says the mend."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def test_what_does_not_fit_the_named_model_is_named(tmp_path: Path, changes: dic
 
 def test_wrong_name_is_told_with_the_right_one(tmp_path: Path) -> None:
     """The weights of a ResNet named as a ViT; an activation that the file itself contradicts; an unknown name."""
-    with pytest.raises(CheckpointError, match="does not fit its architecture .clip-tiny.*missing: image_tower.class_token"):
+    with pytest.raises(CheckpointError, match=r"does not fit its architecture .clip-tiny.*missing: image_tower.class_token"):
         wordsight.load(published(tmp_path, "clip-tiny-resnet"), model="clip-tiny")
     torch.save({**open_clip_model().state_dict(), **EXTRA}, tmp_path / "openai.pt")
-    with pytest.raises(CheckpointError, match="quick_gelu says the file itself .*gelu says the model= .*model='ViT-B/32'"):
+    with pytest.raises(CheckpointError, match=r"quick_gelu says the file itself .*gelu says the model= .*model='ViT-B/32'"):
         wordsight.load(tmp_path / "openai.pt", model="ViT-B/32-gelu")
     with pytest.raises(ValueError, match="did you mean ViT-B/32"):
         wordsight.load(tmp_path / "openai.pt", model="ViT-B/23")
@@ -119,7 +119,7 @@ def test_wrong_name_is_told_with_the_right_one(tmp_path: Path) -> None:
 def test_head_width_that_shapes_can_not_tell(tmp_path: Path) -> None:
     state = {k: v.contiguous() for k, v in wordsight_names(wordsight.create("clip-tiny")).items()}
     save_file({**state, **EXTRA}, tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not multiples of 64.*model=NAME"):
+    with pytest.raises(CheckpointError, match=r"not multiples of 64.*model=NAME"):
         wordsight.load(tmp_path / "x.safetensors")
 
 

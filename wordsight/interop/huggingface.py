@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wordsight.data.tokenize import ClipTokenizer
+from wordsight.data.tokenize import END_TOKEN, ClipTokenizer
 from wordsight.data.transform import CLIP_MEAN, CLIP_STD, Preprocess
 from wordsight.interop.contents import Contents, first_file, read_json, unsupported, write_json
 from wordsight.interop.names import NameMap, name_list
@@ -351,12 +351,15 @@ def _preprocess_json(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path, config: CLIPConfig) -> ClipTokenizer:
-    tokenizer = ClipTokenizer.from_file(folder, config.text.context_length)
-    said = read_json(folder / "tokenizer_config.json").get("pad_token") if (folder / "tokenizer_config.json").is_file() else None
+    path = folder / "tokenizer_config.json"
+    said = read_json(path).get("pad_token") if path.is_file() else None
     pad = said.get("content") if isinstance(said, dict) else said
-    if pad == "<|endoftext|>":  # what a row is filled with makes no difference to its embedding; kept so that the ids are theirs
-        return ClipTokenizer.from_file(folder, config.text.context_length, pad_id=tokenizer.end_id)
-    return tokenizer
+    # what a row is filled with makes no difference to its embedding; taken over so that the ids are theirs
+    pad_id = config.text.vocab_size - 1 if pad == END_TOKEN else None
+    try:
+        return ClipTokenizer.from_file(folder, config.text.context_length, pad_id=pad_id)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def write_folder(
