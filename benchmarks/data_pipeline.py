@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-NUM_IMAGES = 512
+NUM_IMAGES = 256
 NUM_SHARDS = 4
 BATCH_SIZE = 64
 REPEATS = 5

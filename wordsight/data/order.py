@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def sample_uniforms(seed: int, positions: NDArray[np.int64]) -> NDArray[np.float
     """
     counters_B2 = 2 * positions.astype(np.uint64)[:, None] + np.arange(2, dtype=np.uint64)
     first = np.uint64(_rng(seed, _CAPTION).integers(2**63))
-    z_B2: NDArray[np.uint64] = first + counters_B2 * np.uint64(0x9E3779B97F4A7C15)
+    z_B2: NDArray[Any] = first + counters_B2 * np.uint64(0x9E3779B97F4A7C15)
     z_B2 = (z_B2 ^ (z_B2 >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z_B2 = (z_B2 ^ (z_B2 >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z_B2 ^ (z_B2 >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return ((z_B2 ^ (z_B2 >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
