@@ -79,9 +79,9 @@ def test_paired_retrieval_is_open_clips_ties_included(size: int, levels: int) ->
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2, 4, 50])
-@pytest.mark.parametrize(("images", "captions"), [(10, 1), (12, 3), (60, 5), (300, 2)])
+@pytest.mark.parametrize(("images", "captions"), [(10, 1), (12, 3), (60, 5), (150, 2)])
 def test_retrieval_with_several_captions_is_clip_benchmarks_ties_included(images: int, captions: int, levels: int) -> None:
-    for seed in range(4):
+    for seed in range(2):
         owners = torch.randint(0, images, (images * captions,), generator=torch.Generator().manual_seed(seed))
         owners[:images] = torch.arange(images)
         scores = random_scores(len(owners), images, levels, seed)  # texts x images, as there
@@ -203,7 +203,7 @@ def test_mean_per_class_interval_covers_the_truth(sizes: tuple[int, ...]) -> Non
     assert metrics.mean_per_class_interval(np.arange(9), np.ones(9, bool), 9)[0] < 0.8, "nine right answers prove no perfection"
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 50))
 def test_chance_is_hypergeometric(num_candidates: int, positives: list[int], k: int) -> None:
     p = np.minimum(np.array(positives), num_candidates)
