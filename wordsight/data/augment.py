@@ -10,11 +10,16 @@ Shape legend: B batch, H height, W width.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# where random numbers come from: a generator, or a function (count, B) -> [count, B] uniform in [0, 1), by which training ties them to
+# the rows of the global batch
+Draws = torch.Generator | Callable[[int, int], Tensor]
 
 # RGB -> brightness and two colour axes (YIQ, FCC 1953), in which a hue is an angle and a saturation a length
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))
@@ -56,12 +61,12 @@ class Augment:
     cutout_prob: float = 0.5
     cutout_size: float = 0.4
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, pixels: Tensor, generator: Draws) -> Tensor:
         """Change a batch.
 
         Args:
             pixels: float [B, 3, H, W] in [0, 1]; it is not changed.
-            generator: where the random numbers come from, on the pixels' device.
+            generator: where the random numbers come from, on the pixels' device; or a function, see `Draws`.
 
         Returns:
             [B, 3, H, W] in [0, 1].
@@ -75,7 +80,7 @@ class Augment:
         pixels = self._colour(pixels, generator)
         return self._cut(pixels, generator) if self.cutout_prob > 0 else pixels
 
-    def _move(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _move(self, pixels: Tensor, generator: Draws) -> Tensor:
         """Turn, stretch, shear, shift and mirror, in one bilinear sampling."""
         angle, scale, ratio, shear, x, y = _symmetric(6, pixels, generator)
         angle = angle * math.radians(self.rotate_deg)
@@ -94,7 +99,7 @@ class Augment:
         grid = F.affine_grid(theta_B23, list(pixels.shape), align_corners=False)
         return 1 - F.grid_sample(1 - pixels, grid, padding_mode="zeros", align_corners=False)
 
-    def _colour(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _colour(self, pixels: Tensor, generator: Draws) -> Tensor:
         """Hue, saturation and gain as one matrix a picture; then brightness and gamma."""
         hue, saturation, brightness, gamma, *gains = _symmetric(7, pixels, generator)
         hue = hue * self.hue * math.pi
@@ -114,7 +119,7 @@ class Augment:
         values = (values + (brightness * self.brightness).view(-1, 1, 1, 1)).clamp_(1e-4, 1)
         return values ** torch.exp(gamma * self.gamma).view(-1, 1, 1, 1)
 
-    def _cut(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _cut(self, pixels: Tensor, generator: Draws) -> Tensor:
         """Paint a rectangle of one colour over some pictures."""
         height, width = pixels.shape[-2:]
         x, y, across, down, chance, *colour = _draw(8, pixels, generator)
@@ -127,12 +132,15 @@ class Augment:
         return torch.where(inside, torch.stack(colour, 1)[:, :, None, None], pixels)
 
 
-def _draw(count: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def _draw(count: int, pixels: Tensor, generator: Draws) -> tuple[Tensor, ...]:
     """`count` uniform draws in [0, 1) for each picture, each [B]."""
-    draws = torch.rand(count, len(pixels), generator=generator, device=pixels.device, dtype=pixels.dtype)
+    if isinstance(generator, torch.Generator):
+        draws = torch.rand(count, len(pixels), generator=generator, device=pixels.device, dtype=pixels.dtype)
+    else:
+        draws = generator(count, len(pixels)).to(pixels)
     return draws.unbind(0)
 
 
-def _symmetric(count: int, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def _symmetric(count: int, pixels: Tensor, generator: Draws) -> tuple[Tensor, ...]:
     """The same in [-1, 1)."""
     return tuple(draw * 2 - 1 for draw in _draw(count, pixels, generator))
