@@ -109,7 +109,9 @@ class ConvNet(nn.Module):
         num_places = config.grid[0] * config.grid[1] if config.pool == "flat" else 1
         # what comes out of a ReLU points the same way for every picture (mean cosine .76 at the start, with this norm .01)
         self.norm = nn.BatchNorm1d(in_channels * num_places)
-        self.projection = nn.Linear(in_channels * num_places, embed_dim)
+        # a bare matrix, as in the text tower: optimisers that treat hidden layers apart leave it out
+        num_features = in_channels * num_places
+        self.projection = nn.Parameter(torch.empty(num_features, embed_dim).normal_(std=(3 * num_features) ** -0.5))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed images.
@@ -122,7 +124,7 @@ class ConvNet(nn.Module):
         """
         map_BChw = self.forward_map(pixels)
         pooled_BP = map_BChw.mean((2, 3)) if self.config.pool == "mean" else map_BChw.flatten(1)
-        return self.projection(self.norm(pooled_BP))
+        return self.norm(pooled_BP) @ self.projection
 
     def forward_map(self, pixels: Tensor) -> Tensor:
         """The last feature map: [B, 3, S, S] -> [B, C, h, w]."""
