@@ -33,7 +33,7 @@ quickstart: $(VENV)/.installed  ## train, judge and ask a small CLIP on the embe
 	$(BIN)/wordsight quickstart
 
 test: $(VENV)/.installed-test  ## run the whole test suite
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-lint  ## style, types of the public surface, doors between rooms
 	$(BIN)/ruff check .

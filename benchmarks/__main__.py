@@ -77,7 +77,15 @@ def render(results: dict[str, dict]) -> str:
             ratio, must = row.get("ratio"), row.get("must")
             short = ratio is not None and must is not None and ratio < must
             shown = f"**{figure(ratio)}**" if short else figure(ratio)
-            cells = (row["name"], figure(row.get("ours")), figure(row.get("peer")), row["unit"], shown, figure(must), row.get("note") or "")
+            cells = (
+                row["name"],
+                figure(row.get("ours")),
+                figure(row.get("peer")),
+                row["unit"],
+                shown,
+                figure(must),
+                row.get("note") or "",
+            )
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "## Where and with what", ""]
     for name in BENCHMARKS:
