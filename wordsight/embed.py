@@ -112,10 +112,16 @@ class EmbedderMixin:
 
         Returns:
             float32 [N, D] on the CPU, L2-normalised, in the order of `texts`.
+
+        Raises:
+            ValueError: something in `texts` is not a string.
         """
         tokenizer = self._get_tokenizer()
         _check_batch_size(batch_size)
         texts = [texts] if isinstance(texts, str) else list(texts)
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValueError(f"embed_texts takes strings, got {type(text).__name__}: {text!r:.80}")
         unique = sorted(dict.fromkeys(texts), key=len)
         parts: list[Tensor] = []
         with _evaluating(self) as (device, _), _bar(progress, "texts", len(unique)) as bar:

@@ -52,16 +52,16 @@ class VectorFile:
         if restart:
             for file in (path, self._names_path, self._description_path):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(self._folder, ignore_errors=True)
-        if path.exists():
-            self._check(path, self._description_path, lambda content: content["run"])
-        if self._folder.exists() and any(self._folder.iterdir()):
-            self._check(self._folder, self._run_path, lambda content: content)
+            self._remove_parts()
         self.is_complete = path.exists()
+        if self.is_complete:
+            self._check(path, self._description_path, lambda content: content["run"])
+        elif self._folder.exists() and any(not name.startswith(".") for name in os.listdir(self._folder)):
+            self._check(self._folder, self._run_path, lambda content: content)
         self._parts: list[Path] = []
         self.num_done = 0
         if self.is_complete:
-            shutil.rmtree(self._folder, ignore_errors=True)  # a kill came between the last two steps
+            self._remove_parts()  # where a kill came between the last two steps
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         _write(self._run_path, lambda file: file.write(json.dumps(run, indent=1).encode()))
@@ -130,7 +130,13 @@ class VectorFile:
         merge = self._merge_npy if self.path.suffix == ".npy" else self._merge_parquet
         _write(self.path, lambda file: merge(file, num_rows, dim))  # last: from here on it is complete
         self.is_complete = True
-        shutil.rmtree(self._folder)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """Parts first, then what says whose they are: a kill in between leaves a run that is known."""
+        for part in self._folder.glob("part-*.npz"):
+            part.unlink()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _vectors(self) -> Iterator[tuple[np.ndarray, list[str]]]:
         for path in self._parts:

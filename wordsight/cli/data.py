@@ -238,9 +238,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
     for name in summary["width_px"]:
         table.add_column(name, justify="right")
     titles = {
-        "width_px": "width, px", "height_px": "height, px", "aspect": "width / height", "captions_per_sample": "captions a sample",
-        "caption_words": "words a caption", "caption_tokens": "tokens a caption",
-    }  # fmt: skip
+        "width_px": "width, px",
+        "height_px": "height, px",
+        "aspect": "width / height",
+        "captions_per_sample": "captions a sample",
+        "caption_words": "words a caption",
+        "caption_tokens": "tokens a caption",
+    }
     for key, title in titles.items():
         if summary[key]:
             table.add_row(title, *(f"{value:,.2f}" if key == "aspect" else f"{value:,.0f}" for value in summary[key].values()))
@@ -261,12 +265,8 @@ def _print_summary(summary: dict[str, Any]) -> None:
     }
     for key, title in notes.items():
         console.print(Text(f"{summary[key]:,} {title}"))
-    _print_names(
-        console,
-        summary["duplicates"],
-        "pictures that are the same file as an earlier one",
-        lambda one: f"{one['name']} = {one['first']}",
-    )
+    same = [f"{one['name']} = {one['first']}" for one in summary["duplicates"]]
+    _print_names(console, same, "pictures that are the same file as an earlier one")
     _print_names(console, [f"{one['name']}: {one['reason']}" for one in summary["bad"]], "bad samples")
     if "sheet" in summary:
         console.print(Text(f"Contact sheet: {summary['sheet']}"))
