@@ -22,7 +22,12 @@ def in_processes(size: int, function: Callable[[], Any], folder: Path) -> list[A
         if pid == 0:
             code = 1
             try:
-                shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+                shared = {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    "WORLD_SIZE": str(size),
+                    "LOCAL_WORLD_SIZE": str(size),
+                }
                 os.environ.update({**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
                 (folder / f"result-{rank}").write_bytes(pickle.dumps(function()))
                 code = 0

@@ -1,4 +1,5 @@
-"""Two gloo processes give the loss and gradients of one: with micro-batches, unequal shares, patch dropout, and a process without rows."""
+"""Two gloo processes give the loss and gradients of one: with micro-batches, unequal shares, patch dropout, and a process
+without rows."""
 
 from __future__ import annotations
 

@@ -34,7 +34,16 @@ def test_train_writes_a_run_folder_that_loads(tmp_path: Path, capsys: pytest.Cap
     assert "4 steps done" in said.out
     assert "step 4/4" in said.err
     names = {path.name for path in run.iterdir()}
-    assert {"recipe.json", "environment.json", "metrics.jsonl", "speed.jsonl", "checkpoints", "last", "report.html", "tensorboard"} <= names
+    assert {
+        "recipe.json",
+        "environment.json",
+        "metrics.jsonl",
+        "speed.jsonl",
+        "checkpoints",
+        "last",
+        "report.html",
+        "tensorboard",
+    } <= names
     assert steps(run) == [1, 2, 3, 4]
     environment = json.loads((run / "environment.json").read_text())["starts"][0]
     assert environment["versions"]["torch"]
@@ -72,7 +81,11 @@ def test_two_processes_by_one_option(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ["train", "clip_tiny", "--run", str(run), *SMALL, "--set", "steps=2", "--processes", "2", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-m", "wordsight", *arguments], capture_output=True, text=True, timeout=250, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", "wordsight", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 steps done") == 1
@@ -80,9 +93,22 @@ def test_two_processes_by_one_option(tmp_path: Path) -> None:
     assert json.loads((run / "environment.json").read_text())["starts"][0]["machine"]["processes"] == 2
 
 
-def test_dry_run_shows_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dry_run_shows_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = ("train", "clip_tiny", *SMALL, "--set", "micro_batch_size=2", "--set", "ema_decay=.9", "--processes", "2", "--dry-run")
+    arguments = (
+        "train",
+        "clip_tiny",
+        *SMALL,
+        "--set",
+        "micro_batch_size=2",
+        "--set",
+        "ema_decay=.9",
+        "--processes",
+        "2",
+        "--dry-run",
+    )
     assert wordsight_command(*arguments) == 0
     said = capsys.readouterr().out
     resolved, _, rest = said.partition("\n\n")

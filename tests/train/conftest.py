@@ -1,8 +1,10 @@
-"""A data set of 60 pictures of colours and shapes with captions, a small tokenizer, and a recipe that trains on them in a second."""
+"""A data set of 60 pictures of colours and shapes with captions, a small tokenizer, and a recipe that trains on them in a
+second."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(pairs: Path, tokenizer_folder: Path) -> Recipe:
     """12 steps of 10, patch dropout and stochastic depth, micro-batches, an average of the weights."""
     return Recipe(
@@ -66,7 +68,9 @@ def recipe(pairs: Path, tokenizer_folder: Path) -> Recipe:
     )
 
 
-@pytest.fixture(autouse=True)
-def _quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _quick_report() -> Iterator[None]:
     """The report is drawn by another room and takes longer than these runs; tests/e2e has it whole."""
-    monkeypatch.setattr("wordsight.train.rundir.RunFolder.write_report", lambda self: self.write_text("report.html", "<p>quick"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wordsight.train.rundir.RunFolder.write_report", lambda self: self.write_text("report.html", "<p>quick"))
+        yield

@@ -1,4 +1,5 @@
-"""Small systems for the training tests: a CLIP of two thin towers, a classifier with batch norm, two terms with counts of their own."""
+"""Small systems for the training tests: a CLIP of two thin towers, a classifier with batch norm, two terms with counts of their
+own."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import wordsight
@@ -44,22 +45,31 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 def test_a_run_learns_and_leaves_its_folder(recipe: Recipe, tmp_path: Path) -> None:
-    outcome = fit(replace(recipe, steps=60), tmp_path / "run", device="cpu", progress=False)
+    outcome = fit(replace(recipe, steps=40), tmp_path / "run", device="cpu", progress=False)
     assert outcome.complete
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert [line["step"] for line in lines] == list(range(1, 41))
     assert sum(line["loss"] for line in lines[-10:]) < 0.8 * sum(line["loss"] for line in lines[:10])
-    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-00000057", "step-00000060"]
-    assert {"recipe.json", "environment.json", "metrics.jsonl", "last", "report.html"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-00000039", "step-00000040"]
+    assert {"recipe.json", "environment.json", "metrics.jsonl", "last", "report.html"} <= {
+        p.name for p in (tmp_path / "run").iterdir()
+    }
 
 
-def test_twelve_steps_are_five_and_seven(recipe: Recipe, tmp_path: Path) -> None:
-    fit(recipe, tmp_path / "whole", device="cpu", progress=False)
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe's run, never stopped."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    fit(recipe, run, device="cpu", progress=False)
+    return run
+
+
+def test_twelve_steps_are_five_and_seven(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
     stop_at(recipe, tmp_path / "parts", 5)
     assert [p.name for p in sorted((tmp_path / "parts/checkpoints").iterdir())] == ["step-00000003", "step-00000005"]
     outcome = fit(recipe, tmp_path / "parts", device="cpu", progress=False)
     assert (outcome.step, outcome.complete) == (12, True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(whole, tmp_path / "parts")
 
 
 def stop_at(recipe: Recipe, run: Path, step: int, number: int = signal.SIGTERM) -> Outcome:
@@ -112,8 +122,9 @@ def test_two_trainings_never_share_a_folder(recipe: Recipe, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("how", ["flipped bit", "cut", "missing file", "no manifest"])
-def test_a_damaged_checkpoint_falls_back(recipe: Recipe, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(recipe, tmp_path / "whole", device="cpu", progress=False)
+def test_a_damaged_checkpoint_falls_back(
+    recipe: Recipe, whole: Path, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     stop_at(recipe, tmp_path / "run", 7)
     newest = tmp_path / "run/checkpoints/step-00000007"
     file = newest / "optimizer.safetensors"
@@ -132,27 +143,30 @@ def test_a_damaged_checkpoint_falls_back(recipe: Recipe, tmp_path: Path, how: st
     said = capsys.readouterr().err
     assert f"The checkpoint {newest} is damaged" in said
     assert "Going on from step 6 of 12" in said
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_all_checkpoints_damaged_is_an_error(recipe: Recipe, tmp_path: Path) -> None:
     stop_at(recipe, tmp_path / "run", 4)
     for folder in (tmp_path / "run/checkpoints").iterdir():
         (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
         fit(recipe, tmp_path / "run", device="cpu", progress=False)
 
 
-@pytest.mark.parametrize("when", ["checkpoint", "metrics"])
+@pytest.mark.parametrize("when", ["checkpoint", "metrics", "model"])
 def test_a_full_disk_keeps_the_last_good_checkpoint(
-    recipe: Recipe, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe, whole: Path, tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the checkpoint by a real limit: files may not grow over so many bytes (EFBIG)."""
-    fit(recipe, tmp_path / "whole", device="cpu", progress=False)
     stop_at(recipe, tmp_path / "run", 6)
+    good = "step-00000012" if when == "model" else "step-00000006"
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def full_for_safetensors(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
         if when == "checkpoint":
@@ -160,18 +174,21 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
             ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-        else:
+        elif when == "metrics":
             patch.setattr(MetricsLog, "write", full)
+        else:
+            patch.setattr("wordsight.bundle.save", full_for_safetensors)
         try:
-            with pytest.raises(DiskFullError, match=r"The disk is full at step .* The last good checkpoint is .*step-00000006"):
+            with pytest.raises(DiskFullError, match=rf"The disk is full at step .* The last good checkpoint is .*{good}"):
                 fit(recipe, tmp_path / "run", device="cpu", progress=False)
         finally:
             if when == "checkpoint":
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
                 signal.signal(signal.SIGXFSZ, ignored)
-    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())] == ["step-00000003", "step-00000006"]
+    assert [p.name for p in sorted((tmp_path / "run/checkpoints").iterdir())][-1] == good
+    assert not list((tmp_path / "run").glob("*/.tmp*"))
     fit(recipe, tmp_path / "run", device="cpu", progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def poison(at: set[int]) -> Callable[..., Parts]:
@@ -220,7 +237,13 @@ def test_skipping_leaves_the_weights_alone(recipe: Recipe, tmp_path: Path, capsy
 def test_skipping_for_ever_stops(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wordsight.train.loop.MAX_SKIPS", 3)
     with pytest.raises(NonFiniteError, match="Step 5: the loss is nan, as in the 3 updates before"):
-        fit(replace(recipe, on_nonfinite="skip"), tmp_path / "run", device="cpu", progress=False, build_parts=poison(set(range(2, 20))))
+        fit(
+            replace(recipe, on_nonfinite="skip"),
+            tmp_path / "run",
+            device="cpu",
+            progress=False,
+            build_parts=poison(set(range(2, 20))),
+        )
 
 
 def test_evaluations_choose_the_best_model_and_survive_a_stop(recipe: Recipe, pairs: Path, tmp_path: Path) -> None:
@@ -241,7 +264,9 @@ def test_evaluations_choose_the_best_model_and_survive_a_stop(recipe: Recipe, pa
     records = json.loads((tmp_path / "whole/results.json").read_text())
     assert {r["metric"]: r["value"] for r in records}["text_to_image_R@5"] == whole.best["value"]
     wrong = replace(recipe, best_metric="pairs/top1")
-    with pytest.raises(ValueError, match="best_metric 'pairs/top1' is not measured; the evaluations give pairs/image_to_text_R@1"):
+    with pytest.raises(
+        ValueError, match="best_metric 'pairs/top1' is not measured; the evaluations give pairs/image_to_text_R@1"
+    ):
         fit(wrong, tmp_path / "wrong", device="cpu", progress=False)
 
 
@@ -279,5 +304,7 @@ def test_a_machine_that_cannot_compile_is_told(recipe: Recipe, tmp_path: Path, m
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", no_compiler)
-        with pytest.raises(ValueError, match=r"compile=true does not work here \(InvalidCxxCompiler: .*install it, or set compile=false"):
+        with pytest.raises(
+            ValueError, match=r"compile=true does not work here \(InvalidCxxCompiler: .*install it, or set compile=false"
+        ):
             fit(replace(recipe, compile=True), tmp_path / "run", device="cpu", progress=False)

@@ -119,7 +119,8 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
 def test_your_own_file_is_a_recipe(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "from wordsight.train.recipe import Recipe\n\ndef recipe():\n    return Recipe(steps=3)\n\ndef long():\n    return Recipe(steps=9)\n"
+        "from wordsight.train.recipe import Recipe\n\ndef recipe():\n    return Recipe(steps=3)\n"
+        "\ndef long():\n    return Recipe(steps=9)\n"
         "\ndef wrong():\n    return 5\n"
     )
     assert make_recipe(str(file)).steps == 3

@@ -1,4 +1,5 @@
-"""The gradients of one update: equal for every split into micro-batches, with replayed random numbers and untouched statistics."""
+"""The gradients of one update: equal for every split into micro-batches, with replayed random numbers and untouched
+statistics."""
 
 import pytest
 import torch

@@ -20,7 +20,8 @@ import click
 def command(
     recipe: str | None, run_dir: Path | None, settings: tuple[str, ...], device: str, processes: int, dry_run: bool, quiet: bool
 ) -> int:
-    """Train by RECIPE: a name, or path/to/file.py:function. On a run folder that exists the run goes on where it was, bit for bit.
+    """Train by RECIPE: a name, or path/to/file.py:function. On a run folder that exists the run goes on where it was, bit for
+    bit.
 
     \b
     Exit codes: 0 complete, 1 failed, 2 usage, 130 / 143 stopped by Ctrl-C / SIGTERM and saved.
@@ -52,7 +53,8 @@ def command(
     if os.environ.get("RANK", "0") == "0":
         if outcome.best is not None:
             click.echo(f"Best: {outcome.best['metric']} {outcome.best['value']:.4f} at step {outcome.best['step']}.")
-        click.echo(f"{outcome.step} steps done. Model: {run_dir / ('best' if outcome.best else 'last')}. Report: {run_dir / 'report.html'}.")
+        model = run_dir / ("best" if outcome.best else "last")
+        click.echo(f"{outcome.step} steps done. Model: {model}. Report: {run_dir / 'report.html'}.")
         click.echo(f"Next: wordsight classify PICTURE --model {run_dir} --labels cat,dog")
     return 0
 
@@ -65,12 +67,16 @@ def _recipe_of(recipe: str | None, run_dir: Path | None, settings: tuple[str, ..
         from wordsight.train.recipe import recipe_names
 
         where = f"; {run_dir} holds no run to go on with" if run_dir is not None else ""
-        raise click.UsageError(f"Missing argument 'RECIPE'{where}. Recipes: {', '.join(recipe_names())}, or path/to/file.py:function")
+        raise click.UsageError(
+            f"Missing argument 'RECIPE'{where}. Recipes: {', '.join(recipe_names())}, or path/to/file.py:function"
+        )
     from wordsight.train.rundir import read_recipe_file
 
     stored = read_recipe_file(run_dir)
     if "recipe" not in stored:
-        raise click.UsageError(f"Missing argument 'RECIPE': {run_dir} was started from Python, which did not say its recipe's name")
+        raise click.UsageError(
+            f"Missing argument 'RECIPE': {run_dir} was started from Python, which did not say its recipe's name"
+        )
     return stored["recipe"], (*stored.get("set", ()), *settings)
 
 

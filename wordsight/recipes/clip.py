@@ -1,7 +1,8 @@
 """CLIP on your own pairs (arXiv 2103.00020), starting small.
 
 Command: wordsight train clip --run runs/mine --set data.sources=pairs.csv
-Hardware: any; ViT-B/32 at batch 256 in micro-batches of 32 fits in about 6 GB. Expected: that depends on your pairs; from scratch, a million of
+Hardware: any; ViT-B/32 at batch 256 in micro-batches of 32 fits in about 6 GB. Expected: that depends on your pairs; from
+scratch, a million of
 them are few. Start from published weights instead with --set weights=PATH --set optim.lr=1e-5.
 """
 

@@ -1,7 +1,8 @@
 """The smallest CLIP on the embedded pictures, to see the loop at work (arXiv 2103.00020).
 
 Command: wordsight train clip_tiny --run runs/tiny
-Hardware: one CPU core, under a minute. Expected: the loss falls from log 64 = 4.2 to about 3.5; the model is too small to be of use.
+Hardware: one CPU core, under a minute. Expected: the loss falls from log 64 = 4.2 to about 3.5; the model is too small to be of
+use.
 """
 
 from wordsight.train.recipe import DataConfig, OptimConfig, Recipe

@@ -1,4 +1,5 @@
-"""Checkpoints that are whole or not there: a temporary folder, a manifest of hashes, fsync, one rename. Safetensors and JSON alone."""
+"""Checkpoints that are whole or not there: a temporary folder, a manifest of hashes, fsync, one rename. Safetensors and JSON
+alone."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def write_tensors(file: _HashedFile, tensors: Mapping[str, Tensor]) -> None:
     file.write(encoded)
     for tensor in tensors.values():
         if tensor.numel():
-            file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> Path:
@@ -200,6 +201,6 @@ def newest(root: Path, say: Callable[[str], None]) -> Checkpoint | None:
         return checkpoint
     if found:
         raise ValueError(
-            f"every checkpoint in {root} is damaged: start again with another --run, or delete that folder to train from the start"
+            f"every checkpoint in {root} is damaged: choose another --run, or delete that folder to train from the start"
         )
     return None

@@ -46,7 +46,8 @@ class World:
         return cls(int(get("RANK", "0")), size, int(get("LOCAL_RANK", "0")), int(get("LOCAL_WORLD_SIZE", str(size))))
 
     def gather_rows(self, rows_BX: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Every process's rows, in rank order: [B, ...] of each -> [N, ...], where process r has sizes[r] rows. No gradient flows."""
+        """Every process's rows, in rank order: [B, ...] of each -> [N, ...], where process r has sizes[r] rows. No gradient
+        flows."""
         if self.size == 1:
             return rows_BX.detach()
         import torch

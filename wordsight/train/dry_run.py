@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wordsight.train import distributed, optim
 from wordsight.train.distributed import World
 from wordsight.train.recipe import Recipe, to_json
-from wordsight.train.setup import Parts, build, compile_parts
+from wordsight.train.setup import build, compile_parts
 from wordsight.train.step import Stepper
 from wordsight.types import Batch
 
@@ -47,9 +47,7 @@ def dry_run(recipe: Recipe, *, device: str, processes: int, say: Callable[[str],
     average = optim.Averaged(system, recipe.ema_decay) if recipe.ema_decay is not None else None
     if recipe.compile:
         compile_parts(system)
-    stepper = Stepper(
-        system, micro_batch_size=micro, precision=recipe.precision, seed=recipe.seed, prepare=parts.prepare
-    )
+    stepper = Stepper(system, micro_batch_size=micro, precision=recipe.precision, seed=recipe.seed, prepare=parts.prepare)
     activations = _measure_activations(stepper, first, micro)
     for line in _memory_lines(system, activations, average is not None):
         say(line)
@@ -58,12 +56,15 @@ def dry_run(recipe: Recipe, *, device: str, processes: int, say: Callable[[str],
         optimizer.zero_grad(set_to_none=True)
         loss = stepper.backward(batch, step)
         norm = optim.clip_gradients([p for p in system.parameters() if p.requires_grad], recipe.optim.grad_clip)
-        optim.set_learning_rate(optimizer, optim.learning_rate(step, total_steps, recipe.optim))
+        optim.set_learning_rate(optimizer, optim.learning_rate(step, total_steps, recipe.optim), recipe.optim)
         optimizer.step()
         if average is not None:
             average.update(system, step)
         value = loss.total.item()  # waits for the device
-        say(f"step {step}: loss {value:.4f}, gradient norm {norm.item():.3g}, {time.perf_counter() - began:.2f} s for {loss.rows} samples")
+        say(
+            f"step {step}: loss {value:.4f}, gradient norm {norm.item():.3g}, "
+            f"{time.perf_counter() - began:.2f} s for {loss.rows} samples"
+        )
     if where.type == "cuda":
         say(f"peak on the GPU: {_bytes(torch.cuda.max_memory_allocated(where))}")
 
@@ -101,8 +102,8 @@ def _memory_lines(system: nn.Module, activations: int, averaged: bool) -> Iterab
     average = weights if averaged else 0
     total = weights + 3 * trained + average + activations
     yield (
-        f"memory for one process, about {_bytes(total)}: weights {_bytes(weights)}, gradients {_bytes(trained)}, AdamW {_bytes(2 * trained)}, "
-        f"average {_bytes(average)}, activations of a micro-batch {_bytes(activations)}"
+        f"memory for one process, about {_bytes(total)}: weights {_bytes(weights)}, gradients {_bytes(trained)}, "
+        f"AdamW {_bytes(2 * trained)}, average {_bytes(average)}, activations of a micro-batch {_bytes(activations)}"
     )
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ class MetricsLog:
 
 
 def _open_tensorboard(run_dir: Path, step: int) -> Any:
-    """A writer that hides events after `step`, or None where TensorBoard is not installed (`pip install wordsight[tensorboard]`)."""
+    """A writer that hides events after `step`, or None where TensorBoard is not installed (`pip install
+    wordsight[tensorboard]`)."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -139,7 +140,7 @@ def describe_environment(world: World, device: Any, seed: int) -> dict[str, Any]
     """Versions, machine, git state of the working directory and command line, for environment.json."""
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -147,7 +148,7 @@ def describe_environment(world: World, device: Any, seed: int) -> dict[str, Any]
             versions[package] = None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "seed": seed,
         "python": platform.python_version(),

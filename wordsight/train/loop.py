@@ -1,7 +1,9 @@
 """The training loop, the only one: draw, move, augment, normalise, loss, backward, clip, update, average; log, evaluate, save.
 
-Everything random in step k is seeded from (seed, k), the learning rate is a function of k and the batch of step k is asked for by k. So
-a run's state is its weights, the optimizer's moments, the average and k, and a run that goes on from a checkpoint is bit-identical.
+Everything random in step k is seeded from (seed, k), the learning rate is a function of k and the batch of step k is asked for
+by k. So
+a run's state is its weights, the optimizer's moments, the average and k, and a run that goes on from a checkpoint is
+bit-identical.
 """
 
 from __future__ import annotations
@@ -202,13 +204,13 @@ class Trainer:
         loss = self.stepper.backward(batch, step, sizes)
         norm = optim.clip_gradients(self.parameters, recipe.optim.grad_clip)
         # the one wait for the device in a step: a loss that is not finite must not reach the weights
-        total, gradient_norm, *terms = torch.stack([v.double() for v in (loss.total, norm, *loss.terms.values())]).tolist()
+        total, gradient_norm, *terms = torch.stack([v.float() for v in (loss.total, norm, *loss.terms.values())]).tolist()
         if not (math.isfinite(total) and math.isfinite(gradient_norm)):
             self._not_finite(batch, step, total, gradient_norm)
             put_buffers(system, buffers)
             return
         self.skipped_in_a_row = 0
-        optim.set_learning_rate(self.optimizer, lr)
+        optim.set_learning_rate(self.optimizer, lr, recipe.optim)
         self.optimizer.step()
         if hasattr(system, "clamp_"):
             system.clamp_()
@@ -249,9 +251,9 @@ class Trainer:
         names = self.folder.write_text(f"nonfinite-step-{step}.txt", "\n".join(keys) + "\n") if self.world.is_main else None
         more = f" and {len(keys) - 10} more (all in {names})" if len(keys) > 10 else ""
         raise NonFiniteError(
-            f"Step {step}: {what}. Nothing was updated with it. The batch's samples: {', '.join(keys[:10])}{more}. {self._last_good()} "
-            "Look at these samples; a lower optim.lr, optim.grad_clip=1 or a longer optim.warmup_steps often helps (in a new --run), and "
-            "on_nonfinite=skip passes over such batches."
+            f"Step {step}: {what}. Nothing was updated with it. The batch's samples: {', '.join(keys[:10])}{more}. "
+            f"{self._last_good()} Look at these samples; a lower optim.lr, optim.grad_clip=1 or a longer optim.warmup_steps "
+            "often helps (in a new --run), and on_nonfinite=skip passes over such batches."
         )
 
     def _checkpoint_due(self) -> bool:
@@ -293,8 +295,8 @@ class Trainer:
         self.best, self.last_metrics, self.skipped = found.state["best"], found.state["metrics"], found.state["skipped"]
         if found.state["processes"] != self.world.size:
             self._say_early(
-                f"The run was trained by {found.state['processes']} processes until here, now by {self.world.size}: the gradients "
-                "are the same but for rounding, so it goes on, though not bit-identically."
+                f"The run was trained by {found.state['processes']} processes until here, now by {self.world.size}: the "
+                "gradients are the same but for rounding, so it goes on, though not bit-identically."
             )
         return found.step
 
@@ -315,7 +317,7 @@ class Trainer:
         sign = 1 if self.recipe.best_mode == "max" else -1
         if self.best is None or sign * figures[chosen] > sign * self.best["value"]:
             self.best = {"step": self.step, "metric": chosen, "value": figures[chosen]}
-            self.folder.save_model(system, "best")
+            self.folder.save_model(system, "best", self.step)
             write_results(self.folder.path, records)
 
     def _evaluated(self) -> nn.Module:
@@ -324,7 +326,7 @@ class Trainer:
     def _finish(self) -> None:
         """The last model, the report."""
         if self.world.is_main:
-            self.folder.save_model(self._evaluated(), "last")
+            self.folder.save_model(self._evaluated(), "last", self.step)
             self.folder.write_report()
             bad = self.parts.loader.bad
             if len(bad):
@@ -336,8 +338,8 @@ class Trainer:
         if self.saved_step != self.step or self.step == 0:
             self._save()
         self.progress.say(
-            f"Stopped by {signal.Signals(number).name}. Step {self.step} of {self.total_steps} is saved; the same command goes on from "
-            f"there: {self.folder.resume_command()}"
+            f"Stopped by {signal.Signals(number).name}. Step {self.step} of {self.total_steps} is saved; the same command goes "
+            f"on from there: {self.folder.resume_command()}"
         )
         self.world.wait()
         return Outcome(self.step, self.total_steps, number, self.last_metrics, self.best)

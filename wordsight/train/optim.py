@@ -1,4 +1,5 @@
-"""AdamW without decay on gains, biases and scale (arXiv 1711.05101), warm-up with a cosine (arXiv 1608.03983), averaged weights."""
+"""AdamW without decay on gains, biases and scale (arXiv 1711.05101), warm-up with a cosine (arXiv 1608.03983), averaged
+weights."""
 
 from __future__ import annotations
 
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from wordsight.train.muon import MuonAdamW, hidden_weights
+
 if TYPE_CHECKING:
     from wordsight.train.recipe import OptimConfig
 
 
 def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(with decay, without): vectors and numbers - gains, biases, scale, class token - are not decayed, matrices are."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for _, parameter in named:
         if parameter.requires_grad:
             (decayed if parameter.ndim > 1 else free).append(parameter)
@@ -32,8 +36,14 @@ def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device)
     decayed, free = split_by_decay(system.named_parameters())
     if not decayed and not free:
         raise ValueError("the model has no trainable parameter: set requires_grad on those that are to learn")
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
+    hidden = hidden_weights(system) if config.muon_lr is not None else set()
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in decayed if p not in hidden], "weight_decay": config.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+        {"params": [p for p in decayed if p in hidden], "weight_decay": config.weight_decay, "muon": True},
+    ]
+    kind = torch.optim.AdamW if config.muon_lr is None else MuonAdamW
+    return kind(
         [group for group in groups if group["params"]],
         lr=config.lr,
         betas=config.betas,
@@ -43,7 +53,8 @@ def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device)
 
 
 def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The learning rate of update `step` (from 1): linear over the warm-up, then from lr by the schedule towards lr * final_lr_share.
+    """The learning rate of update `step` (from 1): linear over the warm-up, then from lr by the schedule towards lr *
+    final_lr_share.
 
     The schedule would be at its end one update after the last, so that no update is wasted on a rate of 0.
     """
@@ -56,10 +67,14 @@ def learning_rate(step: int, total_steps: int, config: OptimConfig) -> float:
     return config.lr * (config.final_lr_share + (1 - config.final_lr_share) * share)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same rate for all groups; the schedule is a function of the step, so the optimizer holds no state of it."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, config: OptimConfig) -> None:
+    """Follow the schedule, in proportion where a group has a highest rate of its own (Muon's).
+
+    The schedule is a function of the step, so the optimizer holds no state of it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        highest = config.muon_lr if config.muon_lr is not None and group["muon"] else config.lr
+        group["lr"] = lr / config.lr * highest
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
@@ -74,7 +89,8 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Te
 class Averaged:
     """An exponential moving average of a system's weights, kept as a second system: `average.system` can be evaluated and saved.
 
-    weights = decay_t * weights + (1 - decay_t) * new, decay_t = min(decay, (1 + t) / (10 + t)), so that the first steps do not weigh for ever.
+    weights = decay_t * weights + (1 - decay_t) * new, decay_t = min(decay, (1 + t) / (10 + t)), so that the first steps do not
+    weigh for ever.
     """
 
     def __init__(self, system: nn.Module, decay: float) -> None:
@@ -98,9 +114,10 @@ def optimizer_tensors(system: nn.Module, optimizer: torch.optim.Optimizer) -> It
 
 
 def restore_optimizer(system: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put what `optimizer_tensors` gave back; `step` stays where the implementation wants it (beside its parameter when fused)."""
+    """Put what `optimizer_tensors` gave back; `step` stays where the implementation wants it (beside its parameter when
+    fused)."""
     parameters = dict(system.named_parameters())
-    state: dict[nn.Parameter, dict[str, Any]] = {}
+    state: dict[Tensor, dict[str, Any]] = {}
     for name, value in tensors.items():
         owner, _, key = name.rpartition("|")
         if owner not in parameters:

@@ -33,7 +33,8 @@ class DataConfig:
         sampling: "epoch" goes through the sources in passes, "replacement" draws every row anew.
         num_samples: samples that one epoch counts; None: the size of the sources.
         shuffle: the order within a pass.
-        crop_scale: the least and greatest share of a picture that the random crop keeps; None: the model's own preprocessing, without a crop.
+        crop_scale: the least and greatest share of a picture that the random crop keeps; None: the model's own preprocessing,
+        without a crop.
         flip: probability of a mirrored picture.
         augment: further changes of the picture on the device; None: none.
         first_caption_prob: how often the first of several captions is taken; None: all alike.
@@ -67,6 +68,8 @@ class OptimConfig:
         schedule: what follows the warm-up.
         final_lr_share: the share of `lr` that the schedule ends at.
         grad_clip: the largest norm of all gradients together; None: not clipped.
+        muon_lr: the highest learning rate of Muon, which then updates the weights of linear and convolutional layers; None: AdamW
+            updates everything.
     """
 
     lr: float = 5e-4
@@ -77,6 +80,7 @@ class OptimConfig:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     final_lr_share: float = 0.0
     grad_clip: float | None = None
+    muon_lr: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -85,6 +89,8 @@ class OptimConfig:
             raise ValueError(f"optim.warmup_steps must be at least 0, got {self.warmup_steps}")
         if self.grad_clip is not None and not self.grad_clip > 0:
             raise ValueError(f"optim.grad_clip must be above 0, or none; got {self.grad_clip}")
+        if self.muon_lr is not None and not self.muon_lr > 0:
+            raise ValueError(f"optim.muon_lr must be above 0, or none; got {self.muon_lr}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,8 @@ class Recipe:
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
         ema_decay: evaluate and keep an exponential moving average of the weights; None: the weights themselves.
         evaluations: what is measured every `evaluate_every_steps` and at the end.
-        best_metric: the figure that chooses the best model, such as `zero_shot/twemoji-seen/top1`; None: the first evaluation's first figure.
+        best_metric: the figure that chooses the best model, such as `zero_shot/twemoji-seen/top1`; None: the first evaluation's
+        first figure.
         best_mode: whether the highest or the lowest is best.
         log_every_steps: how often a line goes into metrics.jsonl.
         checkpoint_every_steps, checkpoint_every_s: how often the run is saved, by steps or by time (None: not by this).
@@ -178,12 +185,13 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Callable[[], Recipe]:
-    """The function of a recipe by its name in `wordsight/recipes`, or `path/to/file.py:function` (the default function is `recipe`).
+    """The function of a recipe by its name in `wordsight/recipes`, or `path/to/file.py:function` (the default function is
+    `recipe`).
 
     Raises:
         ValueError: there is none of that name, with the nearest ones.
     """
-    path, colon, function = name.rpartition(":") if ".py:" in name else (name, "", "recipe")
+    path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "recipe")
     if path.endswith(".py"):
         return _function_in(Path(path), function)
     known = recipe_names()
@@ -276,7 +284,8 @@ def _open_config(value: Any, annotation: Any) -> Any:
 def parse_value(text: str, annotation: Any, key: str) -> Any:
     """What `text` means for a field of that annotation.
 
-    Numbers, true/false and none are as one writes them; a tuple is a list with commas (outside of braces) or JSON; a dataclass is JSON.
+    Numbers, true/false and none are as one writes them; a tuple is a list with commas (outside of braces) or JSON; a dataclass
+    is JSON.
 
     Raises:
         ValueError: it does not fit, with what would.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from wordsight.train.recipe import FREE_ON_RESUME, Recipe, differences, to_json
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class RunFolder:
@@ -80,8 +81,8 @@ class RunFolder:
             if changed:
                 shown = "; ".join(f"{key}: {before!r} there, {now!r} now" for key, before, now in changed[:10])
                 raise ValueError(
-                    f"{self.path} holds a run of another recipe ({shown}). To go on with it, give the same settings (or only `--run "
-                    f"{self.path}`); to train anew, choose another --run."
+                    f"{self.path} holds a run of another recipe ({shown}). To go on with it, give the same settings (or only "
+                    f"`--run {self.path}`); to train anew, choose another --run."
                 )
         write_atomically(path, json.dumps({**self.origin, "resolved": resolved}, indent=1) + "\n")
 
@@ -111,7 +112,7 @@ class RunFolder:
             found = checkpoints.newest(self.checkpoints, say)
             self.world.gather_objects(found)
             return found
-        return self.world.gather_objects(None)[0]  # type: ignore[no-any-return]
+        return self.world.gather_objects(None)[0]
 
     def last_checkpoint(self) -> Path | None:
         """Where the newest checkpoint lies."""
@@ -122,13 +123,32 @@ class RunFolder:
         """Write a checkpoint, whole or not at all."""
         checkpoints.save(self.checkpoints, step, state, tensors, self.recipe.keep_checkpoints)
 
-    def save_model(self, system: nn.Module, name: str) -> None:
-        """Write a model folder with its tokenizer and preprocessing in the place of the one before."""
+    def save_model(self, system: Any, name: str, step: int) -> None:
+        """Write a model folder with its tokenizer and preprocessing in the place of the one before, or leave that as it was.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        from safetensors import SafetensorError
+
         from wordsight.bundle import save
 
         final, new, old = self._places(name)
         shutil.rmtree(new, ignore_errors=True)
-        save(system, new)
+        system.provenance = {
+            "source": "wordsight train",
+            "recipe": self.origin.get("recipe"),
+            "seed": self.recipe.seed,
+            "step": step,
+        }
+        try:
+            save(system, new)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(new, ignore_errors=True)
+            number = re.search(r"os error (\d+)", str(error))  # how safetensors' writer says it
+            if isinstance(error, SafetensorError) and number:
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(final)) from error
+            raise
         if final.exists():
             os.rename(final, old)
         os.rename(new, final)

@@ -32,7 +32,7 @@ class Parts:
         augment: further changes of pixels in [0, 1]; None: none.
     """
 
-    system: nn.Module
+    system: Any
     loader: Loader
     augment: Augment | None = None
 
@@ -41,7 +41,7 @@ class Parts:
         pixels_B3HW = batch.pixels
         if self.augment is not None:
             pixels_B3HW = self.augment(pixels_B3HW.float() / 255, draws)
-        return replace(batch, pixels=self.system.preprocessor.normalize(pixels_B3HW))  # type: ignore[union-attr, operator]
+        return replace(batch, pixels=self.system.preprocessor.normalize(pixels_B3HW))
 
 
 def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
@@ -57,7 +57,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
             "the recipe has no data: give it with --set data.sources=PATH (shards, a table or a folder; several with commas)"
         )
     system = build_system(recipe)
-    preprocessor: Preprocess = system.preprocessor  # type: ignore[assignment]
+    preprocessor: Preprocess = system.preprocessor
     data = recipe.data
     transform: Preprocess | TrainTransform = preprocessor
     if data.crop_scale is not None:
@@ -70,7 +70,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
         data.sources,
         batch_size=recipe.batch_size,
         transform=transform,
-        tokenizer=system.tokenizer,  # type: ignore[arg-type]
+        tokenizer=system.tokenizer,
         seed=recipe.seed,
         sampling=data.sampling,
         num_samples=data.num_samples,
@@ -85,7 +85,7 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
     return Parts(system.to(device), loader, data.augment)
 
 
-def build_system(recipe: Recipe) -> nn.Module:
+def build_system(recipe: Recipe) -> Any:
     """The recipe's model with fresh or given weights, its tokenizer and preprocessing, on the CPU."""
     from wordsight import bundle
 
@@ -96,7 +96,9 @@ def build_system(recipe: Recipe) -> nn.Module:
     if recipe.tokenizer is not None:
         from wordsight.data.tokenize import ClipTokenizer
 
-        system.tokenizer = ClipTokenizer.from_file(_tokenizer_file(recipe.tokenizer), context_length=system.config.text.context_length)
+        system.tokenizer = ClipTokenizer.from_file(
+            _tokenizer_file(recipe.tokenizer), context_length=system.config.text.context_length
+        )
     _check_tokenizer(system)
     if recipe.activation_checkpointing:
         if not hasattr(system, "set_activation_checkpointing"):
@@ -114,14 +116,15 @@ def _tokenizer_file(name: str) -> str:
     return name
 
 
-def _check_tokenizer(system: nn.Module) -> None:
+def _check_tokenizer(system: Any) -> None:
     """The tokenizer's ids are exactly the model's; found out now and not when the trained model is saved."""
     tokenizer, size = system.tokenizer, system.config.text.vocab_size
     if tokenizer is None:
         raise ValueError(f"a text tower of {size} tokens needs its tokenizer: give its file with --set tokenizer=PATH")
     if tokenizer.vocab_size != size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower {size}: set model.text.vocab_size={tokenizer.vocab_size}"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower {size}: "
+            f"set model.text.vocab_size={tokenizer.vocab_size}"
         )
 
 
@@ -136,8 +139,8 @@ def compile_parts(system: nn.Module) -> None:
     except Exception as error:  # torch raises many kinds here: no compiler, no Triton, an unsupported Python
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"compile=true does not work here ({type(error).__name__}: {reason}). On the CPU it needs a C++ compiler (g++ or clang), on a "
-            "GPU Triton; install it, or set compile=false"
+            f"compile=true does not work here ({type(error).__name__}: {reason}). On the CPU it needs a C++ compiler (g++ or "
+            "clang), on a GPU Triton; install it, or set compile=false"
         ) from error
     for part in system.children():
         part.compile()

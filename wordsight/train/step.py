@@ -1,12 +1,16 @@
 """The gradients of one update, exact however the global batch is split into micro-batches and processes.
 
-A contrastive loss couples all samples, so its gradients go in two passes (gradient caching, arXiv 2101.06983): embed every micro-batch
-without a graph, gather the embeddings of all processes, take the loss and its gradients at the embeddings, then embed each micro-batch
+A contrastive loss couples all samples, so its gradients go in two passes (gradient caching, arXiv 2101.06983): embed every
+micro-batch
+without a graph, gather the embeddings of all processes, take the loss and its gradients at the embeddings, then embed each
+micro-batch
 again with the same random numbers and send its rows of those gradients through. The last micro-batch keeps the graph of its first
-pass, so that one micro-batch costs one pass. Systems that are no ContrastiveSystem go the same way, with the terms' counts gathered
+pass, so that one micro-batch costs one pass. Systems that are no ContrastiveSystem go the same way, with the terms' counts
+gathered
 instead of the embeddings.
 
-Batch normalisation in training mode sees one micro-batch of one process at a time: its statistics are those of the micro-batch, and
+Batch normalisation in training mode sees one micro-batch of one process at a time: its statistics are those of the micro-batch,
+and
 k micro-batches are not one batch. Running statistics are updated once a micro-batch, never by the pass without a graph.
 
 Shape legend: B rows of this process, N rows of the global batch.
@@ -19,7 +23,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -90,7 +94,7 @@ class _Forward(nn.Module):
         if isinstance(self.system, ContrastiveSystem):
             return self.system.embeddings(batch)
         assert isinstance(self.system, System)
-        return self.system.loss(batch)  # type: ignore[return-value]
+        return self.system.loss(batch)
 
 
 class Stepper:
@@ -113,9 +117,11 @@ class Stepper:
             world: the processes that train together; each has its own rows of the global batch.
             micro_batch_size: rows of this process that are in memory at once (None: all of them).
             precision: "bf16" runs the towers under autocast; the contrastive loss stays outside of it.
-            seed: of the run; the random numbers of a step are a function of (seed, step, row), or where a module draws from torch's own
+            seed: of the run; the random numbers of a step are a function of (seed, step, row), or where a module draws from
+            torch's own
                 generator, of (seed, step, rank, micro-batch).
-            prepare: what is done to a micro-batch on the device first (augment, normalise), with random numbers by row, see `row_draws`.
+            prepare: what is done to a micro-batch on the device first (augment, normalise), with random numbers by row, see
+            `row_draws`.
         """
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, or None for the whole batch; got {micro_batch_size}")
@@ -124,6 +130,7 @@ class Stepper:
         self.system, self.world, self.seed = system, world or World(), seed
         self.micro_batch_size, self.precision, self.prepare = micro_batch_size, precision, prepare
         self.device = next(system.parameters()).device
+        self._wide = torch.float32 if self.device.type == "mps" else torch.float64  # that device has no double
         number_streams(system)
         self._forward = _Forward(system)
         self._parallel: nn.Module = self._forward
@@ -196,13 +203,14 @@ class Stepper:
         for name in outputs[-1]:
             mine = torch.cat([output[name].detach()[:n] for output, n in zip(outputs, rows, strict=True)])
             everyone[name] = self.world.gather_rows(mine, sizes).requires_grad_(name in trained)
-        parameters = [p for p in self.system.loss_parameters() if p.requires_grad]
+        system = cast(ContrastiveSystem, self.system)
+        parameters = [p for p in system.loss_parameters() if p.requires_grad]
         with torch.enable_grad():
-            terms = self.system.loss_from_embeddings(everyone)
+            terms = system.loss_from_embeddings(everyone)
             total = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         wanted = [everyone[name] for name in trained] + parameters
-        found = torch.autograd.grad(total, wanted, allow_unused=True)
-        found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, found, strict=True)]
+        raw = torch.autograd.grad(total, wanted, allow_unused=True)
+        found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, raw, strict=True)]
         at_rows, at_parameters = dict(zip(trained, found, strict=False)), found[len(trained) :]
         offset = sum(sizes[: self.world.rank])
 
@@ -224,7 +232,7 @@ class Stepper:
         counted = 0.0 if empty else 1.0
 
         def added(values: list[Any]) -> Tensor:
-            return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=self.device).detach() for v in values]).sum()
+            return torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device).detach() for v in values]).sum()
 
         local = [added([o[n].sum for o in outputs]) for n in names] + [added([o[n].count for o in outputs]) for n in names]
         totals = self.world.add(torch.stack(local) * counted)
@@ -278,7 +286,8 @@ def _one_empty_row(batch: Batch) -> Batch:
 def average_running_statistics(system: nn.Module, world: World) -> None:
     """Make batch normalisation's running statistics the average over processes, so that all save and evaluate the same model.
 
-    In training each process normalises with its own micro-batch (there is no synchronised batch norm), so this changes no gradient.
+    In training each process normalises with its own micro-batch (there is no synchronised batch norm), so this changes no
+    gradient.
     """
     if world.size == 1:
         return
