@@ -139,7 +139,7 @@ def hostile(kind: str, path: Path, mark: Path) -> None:
         script(path.with_suffix(".good"))
         payload = {
             "torchscript": pickle.dumps(Evil(mark), protocol=2),
-            "torchscript state": b"\x80\x02c__torch__.A\nB\n)\x81}X\x01\x00\x00\x00acposix\nsystem\nX\x04\x00\x00\x00true\x85Rsb.",
+            "torchscript state": pickled(b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R"),
             "torchscript getattr": b"\x80\x02cbuiltins\ngetattr\nctorch\nFloatStorage\nX\x08\x00\x00\x00__init__\x86R.",
             "torchscript dotted": b"\x80\x04\x8c\x0ctorch._utils\x8c\x1e_rebuild_tensor_v2.__globals__\x93.",
         }[kind]
