@@ -259,15 +259,15 @@ def _print_summary(summary: dict[str, Any]) -> None:
         first = ", ".join(f"{label} ({count:,})" for label, count in list(summary["labels"].items())[:5])
         console.print(Text(f"{len(summary['labels']):,} labels: {first}{', ...' if len(summary['labels']) > 5 else ''}"))
     notes = {
-        "without_caption": "samples without a caption",
-        "cut_captions": "captions longer than CLIP reads (75 tokens)",
-        "repeated_captions": "captions that are the same as an earlier one",
+        "without_caption": "Samples without a caption",
+        "cut_captions": "Captions longer than CLIP reads (75 tokens)",
+        "repeated_captions": "Captions that are the same as an earlier one",
     }
     for key, title in notes.items():
-        console.print(Text(f"{summary[key]:,} {title}"))
+        console.print(Text(f"{title}: {summary[key]:,}"))
     same = [f"{one['name']} = {one['first']}" for one in summary["duplicates"]]
-    _print_names(console, same, "pictures that are the same file as an earlier one")
-    _print_names(console, [f"{one['name']}: {one['reason']}" for one in summary["bad"]], "bad samples")
+    _print_names(console, same, "Pictures that are the same file as an earlier one")
+    _print_names(console, [f"{one['name']}: {one['reason']}" for one in summary["bad"]], "Bad samples")
     if "sheet" in summary:
         console.print(Text(f"Contact sheet: {summary['sheet']}"))
 
@@ -275,7 +275,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 def _print_names(console: Any, found: list[str], title: str) -> None:
     from rich.text import Text
 
-    console.print(Text(f"{len(found):,} {title}"))
+    console.print(Text(f"{title}: {len(found):,}"))
     for line in found[:5]:
         console.print(Text(f"  {line}"))
     if len(found) > 5:
