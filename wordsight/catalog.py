@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from wordsight.models.contrastive.clip import CLIPConfig
+from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.nn.text import TextConfig
 from wordsight.nn.vit import ViTConfig
@@ -65,6 +66,19 @@ _PUBLISHED = (
 
 _TINY_TEXT = TextConfig(context_length=32, width=32, num_layers=2, num_heads=2)
 _OWN = (
+    Entry(
+        name="clip-quickstart",
+        config=CLIPConfig(
+            embed_dim=256,
+            image=ConvNetConfig(),
+            text=TextConfig(vocab_size=4096, context_length=20, width=128, num_layers=1, num_heads=4),
+            init_log_scale=3.2,
+            duplicates="multi_positive",
+        ),
+        num_parameters=1_683_713,
+        paper=CLIP_PAPER,
+        summary="the quickstart's: compact CNN at 32 px, 1 text layer",
+    ),
     Entry(
         name="clip-tiny",
         config=CLIPConfig(

@@ -8,7 +8,6 @@ Shape legend: B batch, S image side in pixels, C channels, h w places of a map, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wordsight.nn.resnet import _checkpoint_contexts
+from wordsight.nn.resnet import checkpoint_contexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +136,8 @@ class ConvNet(nn.Module):
         """Recompute the stages in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
 
-    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            contexts = partial(_checkpoint_contexts, module)
+            contexts = partial(checkpoint_contexts, module)
             return checkpoint(module, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
         return module(x)

@@ -5,7 +5,7 @@ Shape legend: B batch, S image side in pixels, C channels, h w places of a map, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -170,14 +170,14 @@ class ModifiedResNet(nn.Module):
         """Recompute stem and bottlenecks in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
 
-    def _run(self, module: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
-            contexts = partial(_checkpoint_contexts, module)
+            contexts = partial(checkpoint_contexts, module)
             return checkpoint(module, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
         return module(x)
 
 
-def _checkpoint_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def checkpoint_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What surrounds a checkpointed module in its forward pass, and in its recomputation."""
     return nullcontext(), frozen_statistics(module)
 

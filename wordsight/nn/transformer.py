@@ -130,13 +130,14 @@ class Transformer(nn.ModuleList):
         """
         *blocks, last = self
         for block in blocks:
-            x_BTW = self._run(block.forward, x_BTW, is_causal)
+            x_BTW = self._run(block, x_BTW, is_causal)
+        assert isinstance(last, Block)
         return self._run(last.forward_row, x_BTW, row_B, is_causal)
 
     def forward_tokens(self, x_BTW: Tensor, *, is_causal: bool = False) -> Tensor:
         """The stack's output at every token: [B, T, W] -> [B, T, W]."""
         for block in self:
-            x_BTW = self._run(block.forward, x_BTW, is_causal)
+            x_BTW = self._run(block, x_BTW, is_causal)
         return x_BTW
 
     def _run(self, function: Callable[..., Tensor], *args: Tensor | bool) -> Tensor:
