@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo  # noqa: F401 - DDP imports it, once here instead of once in each child
+
 
 def in_processes(size: int, function: Callable[[], Any], folder: Path) -> list[Any]:
     """What `function()` returns in each of `size` processes that torchrun's environment variables connect."""
