@@ -25,7 +25,7 @@ def measure(name: str, count: int, ours: Callable[[], Tensor], peer: Callable[[]
         difference = (ours() - peer()).abs().max().item()
         assert difference < TOLERANCE, f"{name}: the outputs differ by {difference}"
         best = alternate({"ours": ours, "peer": peer}, REPEATS)
-    note = f"fastest of {REPEATS}, batch {count}{note}; outputs differ by at most {difference:.0e}"
+    note = f"one core, fastest of {REPEATS}, batch {count}{note}; outputs differ by at most {difference:.0e}"
     return row(name, count / best["ours"], count / best["peer"], "1/s", must, note, higher_is_better=True)
 
 

@@ -52,15 +52,19 @@ def captions(count: int) -> list[str]:
 
 
 def alternate(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of the fastest of `repeats` calls of each function, called in turns after one warm-up each."""
+    """Processor seconds of the fastest of `repeats` calls of each function, called in turns after one warm-up each.
+
+    On one thread, so that they are what a quiet machine's clock would show, whatever else runs beside.
+    """
+    torch.set_num_threads(1)
     best = dict.fromkeys(functions, float("inf"))
     for function in functions.values():
         function()
     for _ in range(repeats):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
