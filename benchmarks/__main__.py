@@ -1,7 +1,7 @@
 """Run every benchmark, each in a process of its own, and write docs/benchmarks.md: `python -m benchmarks [NAME ...]`.
 
-A benchmark is a module here with `run() -> list[dict]`: rows of name, ours, peer, unit, ratio (above 1 means that ours is better),
-must (the ratio that it has to reach, or None) and note. With `--json OUT` it writes those rows itself. Names on the command line
+A benchmark is a module here with `run() -> list[dict]`: rows of name, ours, peer, unit, ratio (above 1: ours is better), must
+(the ratio that it has to reach, or None) and note. With `--json OUT` it writes those rows itself. Names on the command line
 replace only their own rows.
 """
 
@@ -67,9 +67,9 @@ def render(results: dict[str, dict]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Each row was measured in one run with its peer beside it, by `make bench` (or `python -m benchmarks NAME` for one). A ratio",
-        "above 1 means that Wordsight is better: faster, or smaller. The bold ones fall short of what they must reach; their note says",
-        "what limits them.",
+        "Each row was measured in one run with its peer beside it, by `make bench` (or `python -m benchmarks NAME` for one).",
+        "A ratio above 1 means that Wordsight is better: faster, or smaller. The bold ones fall short of what they must reach;",
+        "their note says what limits them.",
         "",
         "| What | Wordsight | Peer | Unit | Ratio | Must reach | Note |",
         "|---|---|---|---|---|---|---|",

@@ -19,7 +19,7 @@ from wordsight.data.tokenize import ClipTokenizer, train_tokenizer
 WORDS = """
     a an the of in on with and photo picture drawing cat dog kitten black white running through tall grass near river café naïve
     don't it's we'll they're I'd I'm you've 3D 2024 1,000,000 km/h C++ e-mail U.S.A. rock'n'roll
-    antidisestablishmentarianism""".split()  # noqa: SIM905
+    antidisestablishmentarianism""".split()
 FOREIGN = [
     "一只猫坐在垫子上",
     "東京タワーの写真",
@@ -366,3 +366,11 @@ def test_errors_say_what_to_do(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE"')
     with pytest.raises(ValueError, match="not a JSON file"):
         ClipTokenizer.from_file(tmp_path / "tokenizer.json")
+
+
+def test_reads_what_transformers_saves(tmp_path, huggingface):
+    huggingface.save_pretrained(tmp_path)
+    ours = ClipTokenizer.from_file(tmp_path)
+    assert ours.clean == "huggingface"
+    text = "caf\u00c3\u00a9 <|endoftext|> Two dogs &amp; 🤗"
+    assert ours.encode(text) == huggingface(text, add_special_tokens=False).input_ids

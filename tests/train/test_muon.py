@@ -71,5 +71,7 @@ def test_other_groups_get_adamw_and_gradients_stay() -> None:
 
 
 def test_embeddings_and_vectors_are_not_hidden() -> None:
-    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "fc": nn.Linear(4, 3), "conv": nn.Conv2d(3, 2, 1)})
+    model = nn.ModuleDict(
+        {"table": nn.Embedding(5, 4), "norm": nn.LayerNorm(4), "fc": nn.Linear(4, 3), "conv": nn.Conv2d(3, 2, 1)}
+    )
     assert hidden_weights(model) == {model["fc"].weight, model["conv"].weight}

@@ -7,7 +7,7 @@ from importlib import import_module
 
 import click
 
-# command -> (module in wordsight.cli, one line for `wordsight --help`); every module has a click command (or group) named `command`.
+# command -> one line for `wordsight --help`; wordsight/cli/<command>.py has a click command (or group) named `command`.
 COMMANDS = {
     "quickstart": "Train a small CLIP on the embedded pictures, judge it and ask it things.",
     "train": "Train a model by a recipe, into a run folder.",

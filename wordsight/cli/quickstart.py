@@ -47,8 +47,8 @@ Examples:
 def command(run_dir: Path, steps: int | None, seed: int, device: str) -> int:
     """Train a small CLIP on the embedded pictures, judge it, ask it things.
 
-    It learns from emoji in two drawings and from clip art, minutes on 2 CPU cores; then it names a third drawing that it never saw,
-    and concepts that it never saw. A run that was stopped goes on where it was; a finished one is judged again.
+    It learns from emoji in two drawings and from clip art, minutes on 2 CPU cores; then it names a third drawing that it never
+    saw, and concepts that it never saw. A run that was stopped goes on where it was; a finished one is judged again.
     """
     from rich.console import Console
 

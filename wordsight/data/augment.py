@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# where random numbers come from: a generator, or a function (count, B) -> [count, B] uniform in [0, 1), by which training ties them to
-# the rows of the global batch
+# where random numbers come from: a generator, or a function (count, B) -> [count, B] uniform in [0, 1), by which training ties
+# them to the rows of the global batch
 Draws = torch.Generator | Callable[[int, int], Tensor]
 
 # RGB -> brightness and two colour axes (YIQ, FCC 1953), in which a hue is an angle and a saturation a length

@@ -1,8 +1,9 @@
 """Random numbers that belong to a row of the global batch, whatever the micro-batch or process that computes the row.
 
-Patch dropout and stochastic depth draw here. In training the loop numbers the rows of the global batch; the draw of a row is then
-a hash of (seed of the step, row, stream, column) - a counter-based generator - so that k micro-batches or k processes drop exactly what
-one batch in one process drops, and recomputing (gradient caching, activation checkpointing) repeats it. Elsewhere it is torch.rand.
+Patch dropout and stochastic depth draw here. In training the loop numbers the rows of the global batch; the draw of a row is
+then a hash of (seed of the step, row, stream, column) - a counter-based generator - so that k micro-batches or k processes drop
+exactly what one batch in one process drops, and recomputing (gradient caching, activation checkpointing) repeats it. Elsewhere it
+is torch.rand.
 
 Shape legend: B rows at hand, C columns.
 """
@@ -21,8 +22,8 @@ _MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX2 = 0x94D049BB133111EB - (1 << 64)
 _WEYL = 0xD1342543DE82EF95 - (1 << 64)
 
-# [2] int64: the step's seed and the number of the first row at hand. A global and not thread-local: on CUDA autograd's own threads
-# recompute checkpointed blocks. A tensor, so that a compiled model is not compiled again for every step.
+# [2] int64: the step's seed and the number of the first row at hand. A global and not thread-local: on CUDA autograd's own
+# threads recompute checkpointed blocks. A tensor, so that a compiled model is not compiled again for every step.
 _state: Tensor | None = None
 
 
@@ -40,7 +41,7 @@ def _wrap(x: int) -> int:
 
 @contextmanager
 def numbered_rows(seed: int, first_row: int, device: torch.device | str) -> Iterator[None]:
-    """Inside, `uniform` draws for the rows first_row, first_row + 1, ... of the global batch of the step that `seed` stands for."""
+    """Inside, `uniform` draws for rows first_row, first_row + 1, ... of the global batch of the step that `seed` stands for."""
     global _state
     before, _state = _state, torch.tensor([seed, first_row], dtype=torch.int64, device=device)
     try:
@@ -72,4 +73,4 @@ def number_streams(model: nn.Module) -> None:
     """Give every module that draws (it has an attribute `random_stream`) a number of its own, by its place in the model."""
     drawing = [module for module in model.modules() if hasattr(module, "random_stream")]
     for number, module in enumerate(drawing, start=1):
-        module.random_stream = number
+        setattr(module, "random_stream", number)  # noqa: B010 - a plain attribute that nn.Module's types know nothing of

@@ -10,7 +10,8 @@ How the data is split
 *Concept*: one emoji without skin tone; its plain name is its class. Concepts that a vendor draws pixel for pixel alike are
 one concept with several names. *Group*: concepts that must not be separated by the split, because one would leak the
 other: skin tones, genders and professions of one base, families and couples, clock faces, keycaps, colours of one shape,
-turned arrows, and whatever a vendor draws so alike that the perceptual hashes match. One group in seven (by a hash of its name) is *unseen*.
+turned arrows, and whatever a vendor draws so alike that the perceptual hashes match. One group in seven (by a hash of its
+name) is *unseen*.
 
     train-noto, train-fluent      seen concepts in two drawings
     train-openclipart             clip art that names no unseen concept
@@ -90,7 +91,7 @@ def load_on_white(path: Path) -> Image.Image:
     # Resized with premultiplied alpha (Pillow's mode RGBa), so that hidden colours do not bleed into the edge.
     scale = SIZE_PX / max(rgba.size)
     if scale != 1:
-        size = tuple(max(1, round(side * scale)) for side in rgba.size)
+        size = (max(1, round(rgba.width * scale)), max(1, round(rgba.height * scale)))
         rgba = rgba.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
     canvas = Image.new("RGBA", (SIZE_PX, SIZE_PX), "white")
     canvas.alpha_composite(rgba, ((SIZE_PX - rgba.width) // 2, (SIZE_PX - rgba.height) // 2))
@@ -295,7 +296,8 @@ def read_concepts(folders: dict[str, Path]) -> list[dict]:
 
 def merge_identical(concepts: list[dict]) -> list[dict]:
     """Concepts that one vendor draws with the same pixels become one concept; its other names become captions."""
-    kept, owner = [], {}
+    kept: list[dict] = []
+    owner: dict[tuple[str, bytes], dict] = {}
     for concept in sorted(concepts, key=lambda c: -len(c["pictures"])):  # stable: the best-drawn keeps its name
         keys = [(v, picture.image.tobytes()) for v, picture in concept["pictures"].items()]
         first = next((owner[key] for key in keys if key in owner), None)
@@ -314,7 +316,7 @@ def merge_groups(concepts: list[dict]) -> None:
     """Join the groups of concepts that one vendor draws so alike that the perceptual hashes match (in place)."""
     parent = {c["group"]: c["group"] for c in concepts}
 
-    def find(group):
+    def find(group: str) -> str:
         while parent[group] != group:
             group = parent[group]
         return group
@@ -352,7 +354,7 @@ _SETS = re.compile(
 )
 _FOREIGN = set(
     "di del della dei delle degli con il lo gli una un uno per nel sul ed e la le les des du et un une au aux avec sur "
-    "de los las el para por y en da do dos das com o os um uma em no na der die das und mit von ein eine den".split()  # noqa: SIM905
+    "de los las el para por y en da do dos das com o os um uma em no na der die das und mit von ein eine den".split()
 )
 _FILLER = {"hash", "unsorted", "special", "icon", "icons", "theme", "simple", "bordered", "symbol", "sign", "shape", "mapsym"}
 _FILLER |= {"sexy", "signs and symbols"}
@@ -395,13 +397,15 @@ def read_openclipart(folders: dict[str, Path], vocabulary: set[str], phrases: li
         if block is None or not png.exists():
             continue
         text = block.group(0).decode("utf-8", "replace")
-        title = re.search(r"<dc:title>(.*?)</dc:title>", text, re.S)
+        found = re.search(r"<dc:title>(.*?)</dc:title>", text, re.S)
         keywords = [html.unescape(k).strip() for k in re.findall(r"<rdf:li>(.*?)</rdf:li>", text, re.S)]
-        rows.append((png, html.unescape(title.group(1)).strip() if title else "", keywords))
-    dropped, repeats = Counter(), Counter(clean_words(title) for _, title, _ in rows)
+        rows.append((png, html.unescape(found.group(1)).strip() if found else "", keywords))
+    dropped: Counter[str] = Counter()
+    repeats = Counter(clean_words(title) for _, title, _ in rows)
     common = Counter(w for _, _, keywords in rows for k in keywords for w in clean_words(k).split())
     vocabulary = vocabulary | {w for w, n in common.items() if n >= 6 and w not in _FOREIGN}
-    records, seen_bytes, per_name = [], set(), Counter()
+    records, seen_bytes = [], set()
+    per_name: Counter[str] = Counter()
     for png, title, keywords in rows:
         folder = png.relative_to(png_root).parent.as_posix()
         name = re.sub(r"\b\d+[a-z]?\b", " ", clean_words(re.sub(r"(?<=[a-zA-Z])\d+\b", " ", title)))
@@ -546,9 +550,9 @@ def build(raw: Path, out: Path) -> dict:
     held = [c["pictures"][v].image for c in unseen for v in c["pictures"]] + [c["pictures"]["twemoji"].image for c in seen]
     held_hashes, held_bytes = [perceptual_hash(i) for i in held], {i.tobytes() for i in held}
 
-    def leaks(images):
-        close = perceptual_matches([perceptual_hash(i) for i in images], held_hashes).any(1)
-        return [bool(c) or i.tobytes() in held_bytes for c, i in zip(close, images, strict=True)]
+    def leaks(images: list[Image.Image]) -> list[bool]:
+        close = np.any(perceptual_matches([perceptual_hash(i) for i in images], held_hashes), axis=1)
+        return [bool(c) or i.tobytes() in held_bytes for c, i in zip(np.atleast_1d(close), images, strict=True)]
 
     removed = []
     for vendor in ("noto", "fluent"):
@@ -557,9 +561,9 @@ def build(raw: Path, out: Path) -> dict:
             if leak:
                 removed.append(f"{vendor} {concept['name']}")
                 del concept["pictures"][vendor]
-    leak = leaks([r["picture"].image for r in clipart])
-    dropped["looks like a held-out picture"] = sum(leak)
-    clipart = [r for r, bad in zip(clipart, leak, strict=True) if not bad]
+    alike = leaks([r["picture"].image for r in clipart])
+    dropped["looks like a held-out picture"] = sum(alike)
+    clipart = [r for r, bad in zip(clipart, alike, strict=True) if not bad]
     if len(clipart) > OPENCLIPART_MAX:  # a fixed pseudo-random part
         clipart.sort(key=lambda r: hashlib.sha256(r["key"].encode()).digest())
         dropped["over the size budget"] = len(clipart) - OPENCLIPART_MAX
@@ -587,8 +591,8 @@ def build(raw: Path, out: Path) -> dict:
                 key = f"{vendor}_{concept['codepoint']}"
                 shards[stem].append({"key": key, "picture": picture, "meta": meta})
     for record in clipart:
-        words = [k for k in record["keywords"] if k not in banned]
-        captions = [record["name"], *[" ".join(words[i : i + 3]) for i in range(0, len(words), 3)]]
+        allowed = [k for k in record["keywords"] if k not in banned]
+        captions = [record["name"], *[" ".join(allowed[i : i + 3]) for i in range(0, len(allowed), 3)]]
         meta = {
             "captions": list(dict.fromkeys(captions)),
             "label": record["name"],

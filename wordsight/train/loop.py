@@ -312,6 +312,7 @@ class Trainer:
         self.log.write(self.step, figures)
         self.last_metrics = figures
         chosen = self.recipe.best_metric or next(iter(figures))
+        figures = {**figures, "step": float(self.step)}
         if chosen not in figures:
             raise ValueError(f"best_metric {chosen!r} is not measured; the evaluations give {', '.join(figures)}")
         sign = 1 if self.recipe.best_mode == "max" else -1

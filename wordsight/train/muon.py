@@ -1,4 +1,4 @@
-"""Muon for the weights of linear and convolutional layers, AdamW for all else (Jordan et al. 2024, kellerjordan.github.io/posts/muon; arXiv 2502.16982).
+"""Muon for the weights of linear and convolutional layers (Jordan et al. 2024; arXiv 2502.16982), AdamW for all else.
 
 Shape legend: R rows of a weight (outputs), C columns (inputs times the kernel's places).
 """
@@ -38,9 +38,9 @@ def orthogonalize(matrix_RC: Tensor, num_iterations: int = 5) -> Tensor:
 class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with `muon=True` are updated by Muon instead.
 
-    W <- (1 - lr wd) W - lr sqrt(max(1, R / C)) orthogonalize(g + m (v - g)), v <- m v + (1 - m) g: Nesterov momentum whose update has all
-    directions of the weight move alike, where AdamW's follows the few with large gradients. Convolutions count as matrices [out, in x
-    kernel].
+    W <- (1 - lr wd) W - lr sqrt(max(1, R / C)) orthogonalize(g + m (v - g)), v <- m v + (1 - m) g: Nesterov momentum whose
+    update has all directions of the weight move alike, where AdamW's follows the few with large gradients. Convolutions count as
+    matrices [out, in x kernel].
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, momentum: float = 0.95, **adamw: Any) -> None:
@@ -80,4 +80,5 @@ class MuonAdamW(torch.optim.AdamW):
 
 def hidden_weights(system: nn.Module) -> set[nn.Parameter]:
     """The weights that Muon is meant for: those of linear and convolutional layers, not embeddings, positions or projections."""
-    return {module.weight for module in system.modules() if isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.requires_grad}
+    hidden = [module for module in system.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    return {parameter for module in hidden if isinstance(parameter := module.weight, nn.Parameter) and parameter.requires_grad}

@@ -126,8 +126,8 @@ class Recipe:
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
         ema_decay: evaluate and keep an exponential moving average of the weights; None: the weights themselves.
         evaluations: what is measured every `evaluate_every_steps` and at the end.
-        best_metric: the figure that chooses the best model, such as `zero_shot/twemoji-seen/top1`; None: the first evaluation's
-        first figure.
+        best_metric: the figure that chooses the best model, such as `zero_shot/twemoji-seen/top1`; "step": the newest one,
+            where what is measured on the way must choose nothing (a test set); None: the first evaluation's first figure.
         best_mode: whether the highest or the lowest is best.
         log_every_steps: how often a line goes into metrics.jsonl.
         checkpoint_every_steps, checkpoint_every_s: how often the run is saved, by steps or by time (None: not by this).
