@@ -59,11 +59,11 @@ def command(
     if missing:
         raise click.BadParameter(f"no such picture: {', '.join(missing[:5])}", param_hint="'IMAGE...'")
 
-    from wordsight.evaluate.prompts import class_embeddings, prompt_templates
+    from wordsight.evaluate.prompts import class_embeddings, own_prompts, prompt_templates
 
     prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
     model = load_model(path, architecture, device)
-    templates = prompt_templates(prompts or getattr(model, "provenance", {}).get("prompts", "simple"))
+    templates = prompt_templates(prompts or own_prompts(model))
     classes_CD = class_embeddings(model, names, templates)
     images_ND = model.embed_images(
         images, batch_size=batch_size, progress=not as_json and sys.stderr.isatty() and len(images) > 20

@@ -24,7 +24,7 @@ RUN_FILES = ("recipe.json", "environment.json", "results.json")
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen --prompts name
+  wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen
   wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --json""",
 )
 @click.argument("model")
@@ -35,7 +35,7 @@ Examples:
     "--task", type=click.Choice(["zero_shot", "retrieval", "all"]), default="all", help="Default: all that the data allow."
 )
 @click.option(
-    "--prompts", default="simple", show_default=True, metavar="SET", help="simple, imagenet80, name, or a file of templates."
+    "--prompts", metavar="SET", help="simple, imagenet80, name, or a file of templates. Default: the model's own, or simple."
 )
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line.")
 @click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
@@ -53,7 +53,7 @@ def command(
     model: str,
     specs: tuple[str, ...],
     task: str,
-    prompts: str,
+    prompts: str | None,
     classes: Path | None,
     captions: str,
     split: str | None,
@@ -73,11 +73,12 @@ def command(
     if split is not None and len(specs) > 1:
         raise click.UsageError("--split names one data set, and there are several --data")
     from wordsight.evaluate import embed_source, name_data, write_examples, write_report, write_results
-    from wordsight.evaluate.prompts import prompt_templates
+    from wordsight.evaluate.prompts import own_prompts, prompt_templates
 
-    prompt_templates(prompts)  # a wrong name fails before the model is loaded
+    prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
     names = _class_names(classes)
     loaded = load_model(model, architecture, device)
+    prompts = prompts or own_prompts(loaded)
     folder = run_dir or default_run_dir(model)
     folder.mkdir(parents=True, exist_ok=True)
     progress = not as_json and sys.stderr.isatty()

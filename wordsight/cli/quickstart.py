@@ -107,7 +107,7 @@ def _judge(console: Console, model: Any, run_dir: Path) -> dict[str, Judgement]:
         judgement = ZeroShot(prompts="name").judge(model, embed_source(model, spec))
         data, part = name_data(spec)
         write_results(run_dir, judgement.records(data, part))
-        write_examples(run_dir, judgement, data, part, command=f"wordsight evaluate {run_dir} --data {spec} --prompts name")
+        write_examples(run_dir, judgement, data, part, command=f"wordsight evaluate {run_dir} --data {spec}")
         top1, top5 = judgement.metrics["top1"], judgement.metrics["top5"]
         shown = [figure(value, top1.unit) for value in (top1.value, *top1.ci95, top5.value, top1.chance)]
         table.add_row(meaning, shown[0], f"{shown[1]} – {shown[2]}", shown[3], shown[4], f"{len(judgement.texts):,}")

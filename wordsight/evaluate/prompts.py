@@ -60,6 +60,11 @@ def prompt_templates(prompts: str | Path | Sequence[str]) -> tuple[str, ...]:
     return templates
 
 
+def own_prompts(model: Any) -> str:
+    """The prompts that a model was trained for, as its recipe said; "simple" where it said nothing."""
+    return (getattr(model, "provenance", None) or {}).get("prompts") or "simple"
+
+
 def fill(template: str, label: str) -> str:
     """The template with the class name in place; other braces stay as they are."""
     return template.replace("{label}", label)

@@ -36,6 +36,7 @@ def quickstart() -> Recipe:
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-seen"),
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-unseen"),
         ),
+        prompts="name",
         evaluate_every_steps=210,
         best_metric="step",
         log_every_steps=10,

@@ -126,6 +126,8 @@ class Recipe:
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
         ema_decay: evaluate and keep an exponential moving average of the weights; None: the weights themselves.
         evaluations: what is measured every `evaluate_every_steps` and at the end.
+        prompts: the prompts that the model learns from and is asked with, such as "name"; they travel with the model, and the
+            commands use them by default. None: not said.
         best_metric: the figure that chooses the best model, such as `zero_shot/twemoji-seen/top1`; "step": the newest one,
             where what is measured on the way must choose nothing (a test set); None: the first evaluation's first figure.
         best_mode: whether the highest or the lowest is best.
@@ -153,6 +155,7 @@ class Recipe:
     ema_decay: float | None = None
     evaluations: tuple[Evaluation, ...] = ()
     evaluate_every_steps: int | None = None
+    prompts: str | None = None
     best_metric: str | None = None
     best_mode: Literal["max", "min"] = "max"
     log_every_steps: int = 1

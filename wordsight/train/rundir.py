@@ -140,6 +140,7 @@ class RunFolder:
             "recipe": self.origin.get("recipe"),
             "seed": self.recipe.seed,
             "step": step,
+            "prompts": self.recipe.prompts,
         }
         try:
             save(system, new)
