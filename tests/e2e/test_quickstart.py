@@ -67,7 +67,7 @@ def test_a_wheel_runs_the_quickstart(quickstart: tuple[Path, str]) -> None:
     for step in ("1. Train", "2. Judge", "3. Ask", "Done", "runs/quickstart/report.html", "wordsight classify"):
         assert step in printed
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 3]  # every tenth step, the first and the last
     records = json.loads((run / "results.json").read_text())
     judged = {(record["split"], record["metric"]): record for record in records}
     for split in ("test-twemoji-seen", "test-twemoji-unseen"):

@@ -34,6 +34,7 @@ class Augment:
         scale: largest log of the magnification, either way, and half as much between width and height.
         translate: largest shift as a share of the side.
         shear: largest shear.
+        wobble: largest local shift as a share of the side, smooth between 4 x 4 places that move each by itself.
         flip_prob: probability of a mirrored picture.
         hue: largest turn of the hue, as a share of half the circle (1: any hue).
         saturation: largest log of the factor on the colour.
@@ -50,6 +51,7 @@ class Augment:
     scale: float = 0.2
     translate: float = 0.1
     shear: float = 0.1
+    wobble: float = 0.0
     flip_prob: float = 0.0
     hue: float = 0.15
     saturation: float = 0.5
@@ -81,7 +83,7 @@ class Augment:
         return self._cut(pixels, generator) if self.cutout_prob > 0 else pixels
 
     def _move(self, pixels: Tensor, generator: Draws) -> Tensor:
-        """Turn, stretch, shear, shift and mirror, in one bilinear sampling."""
+        """Turn, stretch, shear, shift, mirror and wobble, in one bilinear sampling."""
         angle, scale, ratio, shear, x, y = _symmetric(6, pixels, generator)
         angle = angle * math.radians(self.rotate_deg)
         x_scale = torch.exp(scale * self.scale)
@@ -97,6 +99,10 @@ class Augment:
             dim=1,
         )
         grid = F.affine_grid(theta_B23, list(pixels.shape), align_corners=False)
+        if self.wobble > 0:
+            shifts_B244 = torch.stack(_symmetric(32, pixels, generator), 1).view(-1, 2, 4, 4) * (2 * self.wobble)
+            shifts = F.interpolate(shifts_B244, size=pixels.shape[-2:], mode="bicubic", align_corners=True)
+            grid = grid + shifts.permute(0, 2, 3, 1)
         return 1 - F.grid_sample(1 - pixels, grid, padding_mode="zeros", align_corners=False)
 
     def _colour(self, pixels: Tensor, generator: Draws) -> Tensor:
