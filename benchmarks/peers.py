@@ -85,7 +85,9 @@ def main(run: Callable[[], list[dict]], description: str) -> None:
     for r in rows:
         figures = (
             "not measured"
-            if r["ratio"] is None
+            if r["ours"] is None
+            else f"{r['ours']:.4g} {r['unit']}"
+            if r["peer"] is None
             else f"{r['ours']:.4g} against {r['peer']:.4g} {r['unit']}, ratio {r['ratio']:.2f}"
         )
         print(f"{r['name']}: {figures}; {r['note']}")
