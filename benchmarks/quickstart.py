@@ -1,4 +1,4 @@
-"""Seconds of training until the quickstart's model is right about .40 of Twemoji: `python -m benchmarks.quickstart --json OUT`."""
+"""Seconds of training until the quickstart's model is right on .40 of Twemoji: `python -m benchmarks.quickstart --json OUT`."""
 
 from __future__ import annotations
 

@@ -70,14 +70,14 @@ _OWN = (
         name="clip-quickstart",
         config=CLIPConfig(
             embed_dim=256,
-            image=ConvNetConfig(image_size_px=32, patch_size_px=4),
+            image=ConvNetConfig(),
             text=TextConfig(vocab_size=4096, context_length=20, width=128, num_layers=1, num_heads=4),
             init_log_scale=3.2,
             duplicates="multi_positive",
         ),
-        num_parameters=1_671_617,
+        num_parameters=1_683_713,
         paper=CLIP_PAPER,
-        summary="the quickstart's: compact CNN at 24 px, 1 text layer",
+        summary="the quickstart's: compact CNN at 32 px, 1 text layer",
     ),
     Entry(
         name="clip-tiny",

@@ -11,7 +11,7 @@ from wordsight.train.recipe import DataConfig, Evaluation, OptimConfig, Recipe
 
 
 def quickstart() -> Recipe:
-    """clip-quickstart at 24 px on Noto and Fluent emoji, with clip art as a tenth of each batch; judged on Twemoji on the way.
+    """clip-quickstart at 32 px on Noto and Fluent emoji, with clip art as a tenth of each batch; judged on Twemoji on the way.
 
     Twemoji is the test set, so it chooses nothing: the model that is kept is the last one.
     """
@@ -24,12 +24,12 @@ def quickstart() -> Recipe:
                 DataSource(path="sample:train-openclipart", weight=0.1),
             ),
             crop_scale=None,
-            augment=Augment(hue=0.25, saturation=0.7, brightness=0.1, cutout_size=0.3),
+            augment=Augment(hue=0.25, saturation=0.7),
             first_caption_prob=0.9,
             cache_decoded=True,
         ),
         optim=OptimConfig(lr=2e-3, muon_lr=0.02, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup_steps=50),
-        steps=1_200,
+        steps=1_050,
         batch_size=256,
         ema_decay=0.99,
         evaluations=(
@@ -37,7 +37,7 @@ def quickstart() -> Recipe:
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-unseen"),
         ),
         prompts="name",
-        evaluate_every_steps=300,
+        evaluate_every_steps=350,
         best_metric="step",
         log_every_steps=10,
         checkpoint_every_s=60.0,
