@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+import wordsight
 from tests.train.systems import Normed, TwoTerms, tiny_batch, tiny_clip
 from wordsight.nn.random import numbered_rows
-from wordsight.train.step import Stepper, derive_seed
+from wordsight.train.step import Stepper, derive_seed, recalibrate
+from wordsight.types import Batch
 
 
 def gradients(system: nn.Module, micro: int | None, **kwargs: object) -> tuple[float, dict[str, torch.Tensor]]:
@@ -113,3 +115,24 @@ def test_what_cannot_be_trained_is_refused() -> None:
         Stepper(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="micro_batch_size must be at least 1"):
         Stepper(tiny_clip(), micro_batch_size=0)
+
+
+def test_recalibrated_statistics_are_the_mean_over_batches() -> None:
+    model = wordsight.create("clip-tiny-resnet").train()
+    norm = model.image_tower.stem.bn1
+    inputs: list[torch.Tensor] = []
+    norm.register_forward_pre_hook(lambda _, args: inputs.append(args[0].double()))
+    size = model.preprocessor.image_size_px
+    tokens = model.tokenize(["a", "b", "c", "d"])
+    ids = torch.arange(4)
+    batches = [Batch(torch.randn(4, 3, size, size), tokens, ids, ids, ("a", "b", "c", "d")) for _ in range(3)]
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    momentum = norm.momentum
+    recalibrate(model, batches)
+    means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
+    variances = torch.stack([x.var((0, 2, 3)) for x in inputs])
+    torch.testing.assert_close(norm.running_mean.double(), means.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(norm.running_var.double(), variances.mean(0), rtol=1e-5, atol=1e-6)
+    assert model.training
+    assert norm.momentum == momentum
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())

@@ -36,6 +36,7 @@ def quickstart() -> Recipe:
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-seen"),
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-unseen"),
         ),
+        recalibrate_batches=16,
         prompts="name",
         evaluate_every_steps=350,
         best_metric="step",

@@ -8,6 +8,7 @@ bit-identical.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -30,7 +31,7 @@ from wordsight.train.log import MetricsLog, Progress
 from wordsight.train.recipe import Recipe
 from wordsight.train.rundir import RunFolder
 from wordsight.train.setup import Evaluator, Parts, build, compile_parts
-from wordsight.train.step import StepLoss, Stepper, average_running_statistics, copy_buffers, put_buffers
+from wordsight.train.step import StepLoss, Stepper, average_running_statistics, copy_buffers, put_buffers, recalibrate
 from wordsight.types import Batch
 
 MAX_SKIPS = 50  # updates in a row that on_nonfinite="skip" passes over before it gives up
@@ -322,7 +323,12 @@ class Trainer:
             write_results(self.folder.path, records)
 
     def _evaluated(self) -> nn.Module:
-        return self.average.system if self.average is not None else self.parts.system
+        """The model that is measured and kept: the averaged weights, or the weights."""
+        system = self.average.system if self.average is not None else self.parts.system
+        if self.recipe.recalibrate_batches:
+            first = itertools.islice(self.parts.loader.batches(), self.recipe.recalibrate_batches)
+            recalibrate(system, (self.parts.plain(batch.to(self.device)) for batch in first if len(batch)))
+        return system
 
     def _finish(self) -> None:
         """The last model, the report."""

@@ -43,6 +43,10 @@ class Parts:
             pixels_B3HW = self.augment(pixels_B3HW.float() / 255, draws)
         return replace(batch, pixels=self.system.preprocessor.normalize(pixels_B3HW))
 
+    def plain(self, batch: Batch) -> Batch:
+        """uint8 pixels on the device -> normalised, as the loader gives them."""
+        return replace(batch, pixels=self.system.preprocessor.normalize(batch.pixels))
+
 
 def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
     """Make the model and open the data.

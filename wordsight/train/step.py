@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -283,6 +283,35 @@ def _one_empty_row(batch: Batch) -> Batch:
     )
 
 
+def tracked_norms(system: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of a system that keep running statistics."""
+    return [m for m in system.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+
+
+@torch.no_grad()
+def recalibrate(system: nn.Module, batches: Iterable[Batch]) -> None:
+    """Take batch norm's running statistics anew: their mean over `batches`, with the weights as they are (arXiv 2105.07576, 3.1).
+
+    Averaged weights have no statistics of their own, and those of training are of augmented pictures, which a model does not see
+    in use.
+    """
+    norms = tracked_norms(system)
+    if not norms:
+        return
+    forward = system.embeddings if isinstance(system, ContrastiveSystem) else system.loss
+    before = system.training, [norm.momentum for norm in norms]
+    system.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+        norm.train()
+    for batch in batches:
+        forward(batch)  # type: ignore[operator]
+    system.train(before[0])
+    for norm, momentum in zip(norms, before[1], strict=True):
+        norm.momentum = momentum
+
+
 def average_running_statistics(system: nn.Module, world: World) -> None:
     """Make batch normalisation's running statistics the average over processes, so that all save and evaluate the same model.
 
@@ -291,7 +320,7 @@ def average_running_statistics(system: nn.Module, world: World) -> None:
     """
     if world.size == 1:
         return
-    found = [m for m in system.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    found = tracked_norms(system)
     statistics = [tensor for m in found for tensor in (m.running_mean, m.running_var) if tensor is not None]
     if statistics:
         flat = world.add(torch.cat([tensor.flatten() for tensor in statistics])) / world.size
