@@ -56,9 +56,10 @@ def test_scaled_decoding_keeps_enough_pixels(width: int, height: int, min_side_p
     data = encoded(picture(4, (width, height)), quality=95)
     array = decode_array(data, min_side_px=min_side_px)
     assert min(array.shape[:2]) >= min(min_side_px, width, height)
-    factor = round(width / array.shape[1])
-    assert array.shape[:2] == (-(-height // factor), -(-width // factor))
-    if factor > 1:
+    factors = [f for f in (1, 2, 4, 8) if array.shape[:2] == (-(-height // f), -(-width // f))]
+    assert factors, f"{array.shape[:2]} is no halving of {(height, width)}"
+    factor = factors[0]
+    if factor > 1 and min(array.shape[:2]) >= 8:  # over fewer places the mean says little
         reduced = np.asarray(picture(4, (width, height)).reduce(factor), dtype=int)
         assert np.abs(array[: reduced.shape[0], : reduced.shape[1]].astype(int) - reduced).mean() < 12
     if factor < 8:

@@ -354,12 +354,12 @@ def _tokenizer(folder: Path, config: CLIPConfig) -> ClipTokenizer:
     path = folder / "tokenizer_config.json"
     said = read_json(path).get("pad_token") if path.is_file() else None
     pad = said.get("content") if isinstance(said, dict) else said
-    # what a row is filled with makes no difference to its embedding; taken over so that the ids are theirs
-    pad_id = config.text.vocab_size - 1 if pad == END_TOKEN else None
     try:
-        return ClipTokenizer.from_file(folder, config.text.context_length, pad_id=pad_id)
+        tokenizer = ClipTokenizer.from_file(folder, config.text.context_length)
     except ValueError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    # what a row is filled with makes no difference to its embedding; taken over so that the ids are theirs
+    return tokenizer.with_options(pad_id=tokenizer.end_id) if pad == END_TOKEN else tokenizer
 
 
 def write_folder(
