@@ -29,7 +29,7 @@ def quickstart() -> Recipe:
             cache_decoded=True,
         ),
         optim=OptimConfig(lr=2e-3, muon_lr=0.02, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup_steps=50),
-        steps=1_050,
+        steps=950,
         batch_size=256,
         ema_decay=0.99,
         evaluations=(
@@ -38,7 +38,7 @@ def quickstart() -> Recipe:
         ),
         recalibrate_batches=16,
         prompts="name",
-        evaluate_every_steps=350,
+        evaluate_every_steps=475,
         best_metric="step",
         log_every_steps=10,
         checkpoint_every_s=60.0,
