@@ -1,7 +1,7 @@
 """The quickstart's CLIP: from random weights to naming emoji in a drawing that it never saw (arXiv 2103.00020).
 
 Command: wordsight quickstart (or: wordsight train quickstart --run runs/quickstart)
-Hardware: 2 CPU cores, under 4 minutes. Expected: see docs/LOG.md, "Quickstart recipe search".
+Hardware: 2 CPU cores, 3.5 to 4 minutes. Expected on Twemoji: R@1 0.52, R@5 0.75 of 1,607 trained names (docs/LOG.md).
 """
 
 from wordsight.data.augment import Augment
