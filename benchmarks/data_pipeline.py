@@ -24,23 +24,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.peers import import_open_clip
+
 NUM_IMAGES = 256
 NUM_SHARDS = 4
 BATCH_SIZE = 64
 REPEATS = 5
 SIZES = ((500, 375), (375, 500), (480, 480), (400, 300), (640, 427))
 MUST = 1.0
-
-
-def import_torchvision() -> None:
-    """Where torchvision's wheel is built for another torch, its import lacks two operators."""
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        try:
-            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:
-            continue
-    import torchvision  # noqa: F401
 
 
 def make_picture(rng: np.random.Generator, size: tuple[int, int], things: list[Image.Image]) -> Image.Image:
@@ -84,7 +75,7 @@ def make_shards(folder: Path) -> list[str]:
 
 def peer_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
     """open_clip's own training data path with its transforms and tokenizer; each call is one pass over the shards."""
-    import_torchvision()
+    import_open_clip()  # makes torchvision's import work too
     import open_clip
     import open_clip_train.data as open_clip_data
     import webdataset

@@ -9,15 +9,13 @@ Shape legend: B batch, S image side in pixels, C channels, h w places of a map, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from wordsight.nn.resnet import checkpoint_contexts
+from wordsight.nn.resnet import run_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +127,9 @@ class ConvNet(nn.Module):
         """The last feature map: [B, 3, S, S] -> [B, C, h, w]."""
         x = F.pixel_unshuffle(pixels, self.config.patch_size_px).contiguous(memory_format=torch.channels_last)
         for stage in self.stages:
-            x = self._run(stage, x)
+            x = run_stage(stage, x, self.activation_checkpointing)
         return x
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the stages in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
-
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            contexts = partial(checkpoint_contexts, module)
-            return checkpoint(module, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
-        return module(x)

@@ -159,22 +159,24 @@ class ModifiedResNet(nn.Module):
         if pixels.is_cuda or not torch.is_grad_enabled():
             # faster, but on a CPU batch norm's gradients round twice as far in it, for no gain in speed
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        x = self._run(self.stem, pixels)
+        x = run_stage(self.stem, pixels, self.activation_checkpointing)
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
             for block in stage:
-                x = self._run(block, x)
+                x = run_stage(block, x, self.activation_checkpointing)
         return x
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute stem and bottlenecks in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
 
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            contexts = partial(checkpoint_contexts, module)
-            return checkpoint(module, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
-        return module(x)
+
+def run_stage(module: nn.Module, x: Tensor, activation_checkpointing: bool) -> Tensor:
+    """`module(x)`, recomputed in the backward pass where that is asked for; batch statistics count once."""
+    if activation_checkpointing and torch.is_grad_enabled():
+        contexts = partial(checkpoint_contexts, module)
+        return checkpoint(module, x, use_reentrant=False, preserve_rng_state=True, context_fn=contexts)
+    return module(x)
 
 
 def checkpoint_contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
