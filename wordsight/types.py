@@ -6,7 +6,7 @@ Shape legend: B batch, H height, W width, L text length in tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -48,11 +48,15 @@ class Batch:
 
     Attributes:
         pixels: [B, 3, H, W], uint8 (0-255) as it leaves the loader, float (normalised) as it enters a system.
-        tokens: [B, L] int64, padded to the tokenizer's context length or to the longest caption.
-        text_ids: [B] int64, equal exactly where two captions are the same text.
+        tokens: [B, L] int64, padded to the tokenizer's context length or to the longest caption; [B, C, L] with C captions a picture.
+        text_ids: [B] int64 ([B, C] with C captions), equal exactly where two captions are the same text.
         image_ids: [B] int64, equal exactly where two rows are the same picture.
         keys: the B samples' names.
         bad: the samples that were drawn for this batch and could not be read (they are not among the B).
+        label_ids: [B] int64, equal exactly where two rows have the same class label; a row without one has an id of its own.
+        weights: [B] float32, how much each row counts in the loss.
+        negatives: [B, K, L] int64, tokens of texts that are known to be wrong for the row's picture.
+        negatives_given: [B, K] bool, false where a row has fewer than K of them.
     """
 
     pixels: Tensor
@@ -61,36 +65,35 @@ class Batch:
     image_ids: Tensor
     keys: tuple[str, ...]
     bad: tuple[BadSample, ...] = ()
+    label_ids: Tensor | None = None
+    weights: Tensor | None = None
+    negatives: Tensor | None = None
+    negatives_given: Tensor | None = None
 
     def __len__(self) -> int:
         return self.pixels.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name; each has a row a sample."""
+        import torch
+
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return replace(
-            self,
-            pixels=self.pixels.to(device, non_blocking=True),
-            tokens=self.tokens.to(device, non_blocking=True),
-            text_ids=self.text_ids.to(device, non_blocking=True),
-            image_ids=self.image_ids.to(device, non_blocking=True),
-        )
+        moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
+        return replace(self, **moved)
 
     def split(self, size: int) -> Sequence[Batch]:
         """Consecutive parts of at most `size` rows; their rows in order are this batch's."""
         if size < 1:
             raise ValueError(f"a part needs at least 1 row, got {size}")
-        return [
-            replace(
-                self,
-                pixels=self.pixels[i : i + size],
-                tokens=self.tokens[i : i + size],
-                text_ids=self.text_ids[i : i + size],
-                image_ids=self.image_ids[i : i + size],
-                keys=self.keys[i : i + size],
-                bad=(),
-            )
-            for i in range(0, len(self), size)
-        ]
+        parts = []
+        for i in range(0, len(self), size):
+            rows: dict[str, Any] = {name: value[i : i + size] for name, value in self.tensors().items()}
+            parts.append(replace(self, keys=self.keys[i : i + size], bad=(), **rows))
+        return parts
 
 
 @dataclass(frozen=True, slots=True)

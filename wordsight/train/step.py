@@ -273,14 +273,8 @@ def put_buffers(system: nn.Module, values: list[Tensor]) -> None:
 
 def _one_empty_row(batch: Batch) -> Batch:
     """A batch of one row of zeros in the shapes of `batch`, which has no rows."""
-    return replace(
-        batch,
-        pixels=batch.pixels.new_zeros(1, *batch.pixels.shape[1:]),
-        tokens=batch.tokens.new_zeros(1, *batch.tokens.shape[1:]),
-        text_ids=batch.text_ids.new_zeros(1),
-        image_ids=batch.image_ids.new_zeros(1),
-        keys=("",),
-    )
+    rows: dict[str, Any] = {name: value.new_zeros(1, *value.shape[1:]) for name, value in batch.tensors().items()}
+    return replace(batch, keys=("",), **rows)
 
 
 def tracked_norms(system: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
