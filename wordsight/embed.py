@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from wordsight.system import PairScorer
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -90,7 +92,7 @@ class EmbedderMixin:
             pixels = _ahead(pool, partial(_read, preprocessor), enumerate(images), BATCHES_AHEAD * batch_size)
             while batch := list(islice(pixels, batch_size)):
                 pixels_BCHW = preprocessor.normalize(torch.stack(batch).to(device)).to(dtype)
-                parts.append(_unit(self.encode_image(pixels_BCHW)))
+                parts.append(_kept(self, self.encode_image(pixels_BCHW)))
                 bar.update(len(batch))
             if not parts:
                 parts.append(self._no_rows(device))
@@ -99,7 +101,7 @@ class EmbedderMixin:
     def embed_pixels(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised float pixels [B, 3, H, W] -> float32 [B, D] on the CPU, L2-normalised, without gradients."""
         with _evaluating(self) as (device, dtype):
-            vectors_BD = _unit(self.encode_image(pixels_BCHW.to(device, dtype)))
+            vectors_BD = _kept(self, self.encode_image(pixels_BCHW.to(device, dtype)))
         return vectors_BD.clone()  # outside of inference mode, so that it may be used in training
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
@@ -127,7 +129,7 @@ class EmbedderMixin:
         with _evaluating(self) as (device, _), _bar(progress, "texts", len(unique)) as bar:
             for start in range(0, len(unique), batch_size):
                 batch = unique[start : start + batch_size]
-                parts.append(_unit(self.encode_text(tokenizer(batch).to(device))))
+                parts.append(_kept(self, self.encode_text(tokenizer(batch).to(device))))
                 bar.update(len(batch))
             if not parts:
                 parts.append(self._no_rows(device))
@@ -136,7 +138,7 @@ class EmbedderMixin:
 
     def _no_rows(self, device: torch.device) -> Tensor:
         """[0, D], with the D that the model has."""
-        return _unit(self.encode_text(self._get_tokenizer()([""]).to(device)))[:0]
+        return _kept(self, self.encode_text(self._get_tokenizer()([""]).to(device)))[:0]
 
     def _get_tokenizer(self) -> ClipTokenizer:
         if self.tokenizer is None:
@@ -189,9 +191,9 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[
             future.cancel()
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Rows of length 1 in float32 on the CPU, whatever the model computes in."""
-    return normalize(vectors.float(), dim=-1).cpu()
+def _kept(model: object, vectors: Tensor) -> Tensor:
+    """Rows of length 1 in float32 on the CPU, whatever the model computes in; as they are where the model scores pairs itself."""
+    return vectors.float().cpu() if isinstance(model, PairScorer) else normalize(vectors.float(), dim=-1).cpu()
 
 
 @contextmanager

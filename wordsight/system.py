@@ -1,6 +1,7 @@
 """The protocols by which rooms know a model: by what it can do, never by its name.
 
-Shape legend: B batch, N texts, L text length in tokens, D embedding width, H height, W width.
+Shape legend: B batch, N texts, L text length in tokens, D embedding width, K vectors of one picture, C texts of a tile, H height,
+W width.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Embedder(Protocol):
     logit_bias: Tensor | None
 
     def encode_image(self, pixels: Tensor, *, normalize: bool = True) -> Tensor:
-        """[B, 3, H, W] normalised float pixels -> [B, D], L2-normalised unless `normalize=False`."""
+        """[B, 3, H, W] normalised float pixels -> [B, D], L2-normalised unless `normalize=False`; PairScorer: [B, K, D]."""
         ...
 
     def encode_text(self, tokens: Tensor, *, normalize: bool = True) -> Tensor:
@@ -76,6 +77,36 @@ class Embedder(Protocol):
 
     def embed_texts(self, texts: Sequence[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """Texts -> [N, D] float32 on the CPU, L2-normalised, without gradients."""
+        ...
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """An Embedder whose score of a picture and a text is no plain inner product (the text asks the picture's K vectors).
+
+    An Embedder without this method is scored by inner products of unit vectors. One that has it says itself what is kept of a
+    picture and of a text and how the two meet:
+
+    - `encode_image` gives [B, D] or [B, K, D] (any shape after the first axis), `encode_text` [N, D]. Evaluators and `embed_*`
+      keep both as float32 on the CPU and as they are: they normalise nothing.
+    - A class with several prompts is the plain mean of what is kept of its texts; it may be shorter than one prompt alone, so
+      `similarities` must not depend on the length of a text's vector (or must want that it does).
+    """
+
+    def similarities(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Scores of a tile: n pictures against C texts.
+
+        It is called without gradients, in evaluation mode, with tensors on the model's device. A tile is so small that
+        n x C x (numbers kept of a picture) float32 values fit in 128 MiB (`wordsight.evaluate.scoring`), so plain broadcasting
+        will do. The rank of a text must depend on its pair alone, never on its neighbours in the tile.
+
+        Args:
+            images: float32 [n, D] or [n, K, D], rows of what `encode_image` gave.
+            texts: float32 [C, D], rows of what `encode_text` gave, or means of them.
+
+        Returns:
+            [n, C] similarities in [-1, 1], before scale and bias: logits are exp(log_scale) * similarity + logit_bias.
+        """
         ...
 
 

@@ -60,6 +60,7 @@ def command(
         raise click.BadParameter(f"no such picture: {', '.join(missing[:5])}", param_hint="'IMAGE...'")
 
     from wordsight.evaluate.prompts import class_embeddings, own_prompts, prompt_templates
+    from wordsight.evaluate.scoring import pair_scores
 
     prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
     model = load_model(path, architecture, device)
@@ -68,7 +69,7 @@ def command(
     images_ND = model.embed_images(
         images, batch_size=batch_size, progress=not as_json and sys.stderr.isatty() and len(images) > 20
     )
-    similarities_NC = images_ND @ classes_CD.T
+    similarities_NC = pair_scores(model)(images_ND, classes_CD)
     rows = rank(similarities_NC, probabilities(model, similarities_NC), images, names, top)
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))

@@ -1,23 +1,24 @@
 """From a model and a data set to embeddings, once for every measurement: what a judge needs of an Embedder and of a Source.
 
-Shape legend: N pictures, M texts, D embedding width, L text length in tokens.
+Shape legend: N pictures, M texts, D embedding width, K vectors of one picture, L text length in tokens.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from wordsight.data import Source, iterate, open_source
+from wordsight.evaluate.modes import judging
+from wordsight.system import PairScorer
 from wordsight.types import BadSample
 
 CAPABILITIES = ("encode_image", "encode_text", "preprocess", "tokenize")
@@ -25,11 +26,11 @@ CAPABILITIES = ("encode_image", "encode_text", "preprocess", "tokenize")
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The pictures of a data set as unit vectors, with what the data says of each.
+    """The pictures of a data set as vectors, with what the data says of each.
 
     Attributes:
         source: where the pictures came from (to show some of them again).
-        images_ND: float32 on the CPU, L2-normalised.
+        images_ND: float32 on the CPU, L2-normalised; what `encode_image` gave, [N, K, D] too, where the model is a PairScorer.
         positions: [N] index of each picture in `source`.
         keys, captions, labels: what the source says of each picture.
         bad: the samples that could not be read; they are not among the N.
@@ -59,33 +60,20 @@ def require_embedder(model: Any) -> None:
         )
 
 
-@contextmanager
-def judging(model: Any) -> Iterator[torch.device]:
-    """Evaluation mode without gradients, and the model's device; the training mode of every part is put back afterwards."""
-    modules = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
-    for module in modules:
-        module.training = False
-    tensor = next(iter(model.parameters()), None) if isinstance(model, nn.Module) else None
-    try:
-        with torch.inference_mode():
-            yield tensor.device if tensor is not None else torch.device("cpu")
-    finally:
-        for module in modules:
-            module.training = True
-
-
-def _unit(vectors: Tensor, what: str) -> Tensor:
-    """Checked and normalised float32 on the CPU: a NaN would win or lose every comparison unseen."""
+def _kept(model: Any, vectors: Tensor, what: str) -> Tensor:
+    """Checked float32 on the CPU, unit vectors unless the model scores pairs itself: a NaN would win or lose every comparison
+    unseen."""
     vectors = vectors.float().cpu()
     if not torch.isfinite(vectors).all():
         raise ValueError(
             f"the model gives infinite or undefined embeddings, first for {what}: its weights are damaged or have diverged"
         )
-    return normalize(vectors, dim=-1)
+    return vectors if isinstance(model, PairScorer) else normalize(vectors, dim=-1)
 
 
 def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, description: str | None = None) -> Tensor:
-    """Unit vectors of texts: equal texts are encoded once, and those of like length together.
+    """Unit vectors of texts (what `encode_text` gives, for a PairScorer): equal texts are encoded once, and those of like length
+    together.
 
     Args:
         model: an Embedder.
@@ -104,7 +92,7 @@ def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, desc
     with judging(model) as device, tqdm(total=len(unique), desc=description, unit="text", disable=description is None) as bar:
         for start in range(0, len(unique), batch_size):
             chunk = unique[start : start + batch_size]
-            parts.append(_unit(model.encode_text(model.tokenize(chunk).to(device)), f"the text {chunk[0]!r}"))
+            parts.append(_kept(model, model.encode_text(model.tokenize(chunk).to(device)), f"the text {chunk[0]!r}"))
             bar.update(len(chunk))
         place = {text: i for i, text in enumerate(unique)}
         return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
@@ -145,7 +133,7 @@ def embed_source(
             bar.update(len(batch.samples) + len(batch.bad))
             if not batch.samples:
                 continue
-            parts.append(_unit(model.encode_image(batch.pixels.to(device)), batch.samples[0].key))
+            parts.append(_kept(model, model.encode_image(batch.pixels.to(device)), batch.samples[0].key))
             for position, sample in zip(batch.positions, batch.samples, strict=True):
                 rows.append((position, sample.key, tuple(sample.captions), sample.label))
                 encoded = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()

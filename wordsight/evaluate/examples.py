@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from wordsight.data.decode import decode
-from wordsight.evaluate.metrics import score_block
 from wordsight.evaluate.results import read_json, write_atomically
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ def _pictures_for_words(judgement: Judgement, thumbnails: _Thumbnails, words: in
     """For some texts that have a right picture, the nearest pictures of all."""
     chosen = _even(np.flatnonzero(np.isin(judgement.text_groups, judgement.row_groups)), words)
     group_of = dict(zip(judgement.rows.tolist(), judgement.row_groups.tolist(), strict=True))
-    scores_MN = score_block(judgement.texts_MD[torch.from_numpy(chosen)], judgement.embedded.images_ND)
+    scores_MN = judgement.scores(judgement.embedded.images_ND, judgement.texts_MD[torch.from_numpy(chosen)]).T
     best = scores_MN.topk(min(pictures, len(judgement.embedded)), dim=1)
     found = []
     for text, values, rows in zip(chosen.tolist(), best.values.tolist(), best.indices.tolist(), strict=True):
@@ -127,7 +126,7 @@ def _words_for_pictures(
     """For some pictures, the texts that belong to them and the nearest texts of all."""
     if not len(rows):
         return []
-    scores_RM = score_block(judgement.embedded.images_ND[torch.as_tensor(rows)], judgement.texts_MD)
+    scores_RM = judgement.scores(judgement.embedded.images_ND[torch.as_tensor(rows)], judgement.texts_MD)
     best = scores_RM.topk(min(8 * answers, len(judgement.texts)), dim=1)  # more than are shown, because texts can come twice
     found = []
     for row, values, texts in zip(np.asarray(rows).tolist(), best.values.tolist(), best.indices.tolist(), strict=True):

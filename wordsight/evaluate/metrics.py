@@ -12,7 +12,7 @@ Shape legend: Q queries, C candidates or classes, D embedding width, B rows of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from wordsight.types import Metric
 
 Ties = Literal["topk", "argsort"]
+Scores = Callable[[Tensor, Tensor], Tensor]  # queries, candidates -> float32 [Q, C] on the CPU
 
 Z95 = 1.959963984540054  # the 97.5% point of the normal distribution
 RESAMPLES = 1000
@@ -132,6 +133,20 @@ class _Answers:
             best_B[has] = torch.maximum(best_B[has], found)
         return best_B
 
+    def best_in_blocks(
+        self, rows: Tensor, queries_Q: Tensor, candidates_C: Tensor, scores: Scores, candidate_block: int
+    ) -> Tensor:
+        """The same from the very blocks that are compared with it, for scores whose rounding may depend on the block."""
+        best_B = torch.full((len(rows),), -torch.inf)
+        right_rows, right_columns = self.pairs(rows)
+        for block in torch.unique(right_columns // candidate_block).tolist():
+            start = block * candidate_block
+            here = right_columns // candidate_block == block
+            scores_BC = scores(queries_Q[rows], candidates_C[start : start + candidate_block])
+            found = scores_BC[right_rows[here], right_columns[here] - start]
+            best_B.scatter_reduce_(0, right_rows[here], found, "amax")
+        return best_B
+
 
 def rank_queries(
     queries_QD: Tensor,
@@ -141,6 +156,7 @@ def rank_queries(
     *,
     ks: Sequence[int] = (1, 5, 10),
     ties: Ties = "topk",
+    scores: Scores = score_block,
     query_block: int = 1024,
     candidate_block: int = 8192,
 ) -> Ranking:
@@ -152,11 +168,13 @@ def rank_queries(
     whole rows where there are ties.
 
     Args:
-        queries_QD, candidates_CD: float embeddings.
+        queries_QD, candidates_CD: float embeddings; with other `scores` any shape after the first axis.
         query_groups, candidate_groups: int64 [Q] and [C].
         ks: cut-offs.
         ties: the order of equal scores in `hits`, see the module's docstring.
-        query_block, candidate_block: rows and columns held at once; they do not change the result.
+        scores: of a block; inner products, or `wordsight.evaluate.scoring.pair_scores`.
+        query_block, candidate_block: rows and columns held at once; they do not change the result (with `scores` of one's own,
+            by rounding).
     """
     if ties not in ("topk", "argsort"):
         raise ValueError(f"ties is 'topk' (as CLIP_benchmark) or 'argsort' (as open_clip), got {ties!r}")
@@ -167,10 +185,13 @@ def rank_queries(
     better, tied = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     for q in range(0, len(rows), query_block):
         block = rows[q : q + query_block]
-        best_B1 = answers.best_scores(block, queries_QD, candidates_CD)[:, None]
+        if scores is score_block:
+            best_B1 = answers.best_scores(block, queries_QD, candidates_CD)[:, None]
+        else:
+            best_B1 = answers.best_in_blocks(block, queries_QD, candidates_CD, scores, candidate_block)[:, None]
         right_rows, right_columns = answers.pairs(block)
         for start in range(0, len(candidates_CD), candidate_block):
-            scores_BC = score_block(queries_QD[block], candidates_CD[start : start + candidate_block])
+            scores_BC = scores(queries_QD[block], candidates_CD[start : start + candidate_block])
             here = (right_columns >= start) & (right_columns < start + candidate_block)
             scores_BC[right_rows[here], right_columns[here] - start] = -torch.inf  # only the others can be before it
             # NumPy counts booleans several times as fast as PyTorch sums them
@@ -182,7 +203,8 @@ def rank_queries(
     step = max(1, WHOLE_ROWS_BYTES // (8 * len(candidates_CD)))
     for i in range(0, len(contested), step):
         at = contested[i : i + step]
-        scores_BC = score_block(queries_QD[rows[at]], candidates_CD)
+        blocks = [candidates_CD[start : start + candidate_block] for start in range(0, len(candidates_CD), candidate_block)]
+        scores_BC = torch.cat([scores(queries_QD[rows[at]], candidates) for candidates in blocks], dim=1)
         right_BC = torch.zeros(scores_BC.shape, dtype=torch.bool)
         right_BC[answers.pairs(rows[at])] = True
         ranks[at] = right_BC.gather(1, torch.argsort(scores_BC, descending=True)).int().argmax(1) + 1

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from wordsight.evaluate.embedding import embed_texts
+from wordsight.system import PairScorer
 
 # `imagenet80` is a file beside this one; `name` is the class name alone, for models trained on names
 PROMPT_SETS = ("simple", "name", "imagenet80")
@@ -73,7 +74,8 @@ def fill(template: str, label: str) -> str:
 def class_embeddings(
     model: Any, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 256, progress: bool = False
 ) -> Tensor:
-    """One unit vector a class: the mean over templates of the unit text embeddings, made a unit vector again.
+    """One unit vector a class: the mean over templates of the unit text embeddings, made a unit vector again (a PairScorer's mean
+    stays as it is).
 
     Args:
         model: an Embedder.
@@ -93,6 +95,7 @@ def class_embeddings(
             names = classes[start : start + step]
             texts = [fill(template, name) for name in names for template in templates]
             vectors_CTD = embed_texts(model, texts, batch_size=batch_size).unflatten(0, (len(names), len(templates)))
-            means.append(normalize(vectors_CTD.mean(1), dim=-1))
+            mean_CD = vectors_CTD.mean(1)
+            means.append(mean_CD if isinstance(model, PairScorer) else normalize(mean_CD, dim=-1))
             bar.update(len(names))
     return torch.cat(means)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from wordsight.evaluate.metrics import Scores, score_block
 from wordsight.types import Metric
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Judgement:
         rows: [R] the rows of `embedded` that were asked about.
         row_groups, text_groups: [R] and [M]; text m is right for row r exactly where they are equal.
         hits: [R] whether the best text of that row is right.
-        texts, texts_MD: the class names or captions and their unit vectors.
+        texts, texts_MD: the class names or captions and their vectors.
+        scores: (images, texts) -> [N, M], what was compared; see `wordsight.evaluate.scoring`.
         confusions: the worst-confused classes, see `zero_shot.worst_confused`.
         notes: what a reader should know, e.g. how many samples had no label.
     """
@@ -57,6 +59,7 @@ class Judgement:
     texts: tuple[str, ...]
     texts_MD: Tensor
     text_groups: np.ndarray
+    scores: Scores = score_block
     confusions: list[dict[str, Any]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 

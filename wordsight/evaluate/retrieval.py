@@ -16,6 +16,7 @@ from wordsight.data import Source
 from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
 from wordsight.evaluate.results import Judgement, fingerprint
+from wordsight.evaluate.scoring import from_texts, pair_scores
 from wordsight.types import Metric
 
 
@@ -65,8 +66,13 @@ class Retrieval:
         texts = tuple(text for _, text in pairs)
         texts_MD = embed_texts(model, texts, description="captions" if self.progress else None)
         owners_M, pictures_N = torch.tensor([row for row, _ in pairs]), torch.arange(len(embedded))
-        to_text = metrics.rank_queries(embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties)
-        to_image = metrics.rank_queries(texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties)
+        scores = pair_scores(model)
+        to_text = metrics.rank_queries(
+            embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties, scores=scores
+        )
+        to_image = metrics.rank_queries(
+            texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties, scores=from_texts(scores)
+        )
         silent = len(embedded) - len(to_text.rows)
         protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions ({self.captions}), ties by {self.ties}"
         return Judgement(
@@ -80,6 +86,7 @@ class Retrieval:
             hits=to_text.ranks == 1,
             texts=texts,
             texts_MD=texts_MD,
+            scores=scores,
             text_groups=owners_M.numpy(),
             notes=(f"{silent} pictures have no caption: they are distractors and ask nothing",) if silent else (),
         )

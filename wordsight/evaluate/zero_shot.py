@@ -19,6 +19,7 @@ from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, require_embedder
 from wordsight.evaluate.prompts import class_embeddings, fill, prompt_templates
 from wordsight.evaluate.results import Judgement, fingerprint
+from wordsight.evaluate.scoring import pair_scores
 from wordsight.types import Metric
 
 SCORES_IN_BLOCK = 1 << 23  # pictures x classes scored at once
@@ -63,10 +64,11 @@ class ZeroShot:
         rows, targets = _targets(classes, embedded)
         classes_CD = class_embeddings(model, classes, templates, progress=self.progress)
 
+        scores = pair_scores(model)
         correct, predicted = [], []
         step = max(1, SCORES_IN_BLOCK // len(classes))
         for start in range(0, len(rows), step):
-            scores_BC = metrics.score_block(embedded.images_ND[rows[start : start + step]], classes_CD)
+            scores_BC = scores(embedded.images_ND[rows[start : start + step]], classes_CD)
             correct.append(metrics.topk_correct(scores_BC, targets[start : start + step], self.ks))
             predicted.append(scores_BC.argmax(1))
         correct_NK, predicted_N = torch.cat(correct).numpy(), torch.cat(predicted).numpy()
@@ -85,6 +87,7 @@ class ZeroShot:
             hits=correct_NK[:, 0],
             texts=tuple(classes),
             texts_MD=classes_CD,
+            scores=scores,
             text_groups=np.arange(len(classes)),
             confusions=worst_confused(targets.numpy(), predicted_N, classes),
             notes=(f"{unlabelled} pictures have no label and are left out",) if unlabelled else (),
