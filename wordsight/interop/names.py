@@ -7,7 +7,11 @@ A row is a pair of templates, e.g. `("visual.ln_post.{wb}", "image_tower.norm_po
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FIELDS = {
     "n": r"\d+",
@@ -56,3 +60,33 @@ def name_list(names: Iterable[str], limit: int = 5) -> str:
     names = list(names)
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+_PART_OF_QKV = re.compile(r"(.*\battn)\.([qkv])\.(weight|bias)")
+_QKV = re.compile(r"(.*\battn)\.qkv\.(weight|bias)")
+
+
+def fuse_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stack `attn.q`, `attn.k`, `attn.v` into `attn.qkv` where all three are there with one shape; else leave them."""
+    import torch
+
+    fused: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = _PART_OF_QKV.fullmatch(name)
+        parts = [state.get(f"{found[1]}.{letter}.{found[3]}") for letter in "qkv"] if found else []
+        if found is None or any(p is None or p.shape != tensor.shape or p.dtype != tensor.dtype for p in parts):
+            fused[name] = tensor
+        elif found[2] == "q":
+            fused[f"{found[1]}.qkv.{found[3]}"] = torch.cat([p for p in parts if p is not None])
+    return fused
+
+
+def split_qkv(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `fuse_qkv` took: `attn.qkv` as `attn.q`, `attn.k`, `attn.v`."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if found := _QKV.fullmatch(name):
+            split |= {f"{found[1]}.{letter}.{found[2]}": part for letter, part in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            split[name] = tensor
+    return split

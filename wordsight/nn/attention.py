@@ -33,18 +33,21 @@ class Attention(nn.Module):
         nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.proj.bias)
 
-    def forward(self, x_BTW: Tensor, *, is_causal: bool = False) -> Tensor:
+    def forward(self, x_BTW: Tensor, *, is_causal: bool = False, visible_BT: Tensor | None = None) -> Tensor:
         """softmax(q k' / sqrt(D)) v for every token.
 
         Args:
             x_BTW: [B, T, W].
             is_causal: whether token t sees only tokens 0..t.
+            visible_BT: bool [B, T], the tokens that are seen at all, at least one a sample; all of them if None. Not together
+                with `is_causal`.
 
         Returns:
             [B, T, W].
         """
         q_BHTD, k_BHTD, v_BHTD = self.qkv(x_BTW).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=is_causal)
+        mask_B11T = None if visible_BT is None else visible_BT[:, None, None, :]
+        out_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_B11T, is_causal=is_causal)
         return self.proj(out_BHTD.transpose(1, 2).flatten(2))
 
     def forward_row(self, x_BTW: Tensor, row_BRW: Tensor, visible_BT: Tensor | None = None) -> Tensor:

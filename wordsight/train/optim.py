@@ -1,4 +1,4 @@
-"""AdamW without decay on gains, biases and scale (arXiv 1711.05101), warm-up with a cosine (arXiv 1608.03983), averaged
+"""AdamW or LAMB without decay on gains, biases and scale (arXiv 1711.05101), warm-up with a cosine (arXiv 1608.03983), averaged
 weights."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from wordsight.train.lamb import Lamb
 from wordsight.train.muon import MuonAdamW, hidden_weights
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def split_by_decay(named: Iterable[tuple[str, nn.Parameter]]) -> tuple[list[nn.P
     return decayed, free
 
 
-def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the system's trainable parameters, in the fused implementation where the device has one.
+def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW (in the fused implementation where the device has one) or LAMB over the system's trainable parameters.
 
     Raises:
         ValueError: nothing in the system is trainable.
@@ -42,9 +43,12 @@ def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device)
         {"params": free, "weight_decay": 0.0},
         {"params": [p for p in decayed if p in hidden], "weight_decay": config.weight_decay, "muon": True},
     ]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "lamb":
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     kind = torch.optim.AdamW if config.muon_lr is None else MuonAdamW
     return kind(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

@@ -58,9 +58,10 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning rate.
+    """The optimizer and its learning rate.
 
     Attributes:
+        name: "adamw", or "lamb" for the largest batches (arXiv 1904.00962): each matrix moves in proportion to its own length.
         lr: the highest learning rate, reached at the end of the warm-up.
         betas, eps: of Adam.
         weight_decay: decoupled, of matrices only: gains, biases and the scale have none.
@@ -72,6 +73,7 @@ class OptimConfig:
             updates everything.
     """
 
+    name: Literal["adamw", "lamb"] = "adamw"
     lr: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
@@ -91,6 +93,10 @@ class OptimConfig:
             raise ValueError(f"optim.grad_clip must be above 0, or none; got {self.grad_clip}")
         if self.muon_lr is not None and not self.muon_lr > 0:
             raise ValueError(f"optim.muon_lr must be above 0, or none; got {self.muon_lr}")
+        if self.name not in ("adamw", "lamb"):
+            raise ValueError(f"optim.name must be adamw or lamb, got {self.name!r}")
+        if self.name == "lamb" and self.muon_lr is not None:
+            raise ValueError("Muon goes with AdamW: set optim.muon_lr=none, or optim.name=adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
