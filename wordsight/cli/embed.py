@@ -161,10 +161,14 @@ def open_pictures(paths: Sequence[str]) -> Source:
 
 def describe_files(paths: Sequence[str]) -> list[str]:
     """Name, size and time of every file below the paths: what tells that they are the same as when the run began."""
+    from wordsight.data.remote import RemoteFiles
     from wordsight.data.sources import _expand
 
     lines = []
     for path in (found for one in paths for found in _expand(one)):
+        if isinstance(path, str):  # a URL
+            lines.append(f"{path}\t{RemoteFiles().size(path)}\t{RemoteFiles().mark(path)}")
+            continue
         for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
             about = file.stat()
             lines.append(f"{file}\t{about.st_size}\t{about.st_mtime_ns}")

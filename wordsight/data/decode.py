@@ -1,4 +1,4 @@
-"""Encoded bytes -> picture, refusing what would be too large before a pixel is decoded.
+"""Encoded bytes -> picture, refusing what would be too large before a pixel is decoded; JPEGs at a reduced scale where one likes.
 
 Shape legend: H height, W width.
 """
@@ -16,8 +16,12 @@ from wordsight.data.transform import open_rgb
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
+    from torch import Tensor
+
+    from wordsight.data.transform import Preprocess
 
 MAX_PIXELS = 64_000_000  # larger than the largest common camera, smaller than the 100-megapixel bombs
+REDUCED_MARGIN = 1.0  # of the size that the resize needs; below it the halved picture would have to be enlarged
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # by content, whatever the name says; none starts a program
 
 
@@ -72,6 +76,44 @@ def decode_array(
         if array is not None:
             return array
     return np.array(decode(data, key=key, max_pixels=max_pixels))  # a copy: PIL's own is read-only
+
+
+def reduced_uint8(
+    data: bytes | Image.Image, preprocess: Preprocess, *, key: str = "image", max_pixels: int = MAX_PIXELS
+) -> Tensor:
+    """What `preprocess.to_uint8` gives, faster and a little different: a JPEG far larger than needed is scaled down by its DCT.
+
+    A JPEG is halved while it is decoded as long as its shorter side keeps `REDUCED_MARGIN` times the model's size, and resized by
+    torch's uint8 kernels. On real photographs the mean absolute difference from `to_uint8` is below 2 of 255 in each (docs/LOG.md
+    has the figures).
+
+    Args:
+        data: the encoded file, or a PIL image.
+        preprocess: the model's.
+        key, max_pixels: as for `decode`.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        BadSampleError: as `decode`.
+    """
+    import torch
+    from torch.nn.functional import interpolate
+
+    from wordsight.data.transform import MAX_ASPECT, shortest_side
+
+    size_px = preprocess.image_size_px
+    array_HWC = decode_array(data, key=key, min_side_px=math.ceil(REDUCED_MARGIN * size_px), max_pixels=max_pixels)
+    height, width = array_HWC.shape[:2]
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        return preprocess.to_uint8(decode(data, key=key, max_pixels=max_pixels))
+    squash = preprocess.resize == "squash"
+    new_width, new_height = (size_px, size_px) if squash else shortest_side(width, height, size_px)
+    pixels_13HW = torch.from_numpy(array_HWC).permute(2, 0, 1)[None]
+    pixels_3HW = interpolate(pixels_13HW, size=(new_height, new_width), mode=preprocess.interpolation, antialias=True)[0]
+    left, top = round((new_width - size_px) / 2), round((new_height - size_px) / 2)
+    return pixels_3HW[:, top : top + size_px, left : left + size_px].contiguous()
 
 
 def _decode_plain_jpeg(data: bytes, key: str, min_side_px: int | None, max_pixels: int) -> np.ndarray | None:

@@ -18,7 +18,7 @@ Sampling = Literal["epoch", "replacement"]
 FULL_SHUFFLE_MAX = 1 << 22  # a permutation of so many samples takes 32 MB and a part of a second
 WINDOW_PARTS = 32
 
-_PASS, _WINDOW, _DRAW, _MIX, _ROW, _CAPTION = range(6)  # what a stream of random numbers is for
+_PASS, _WINDOW, _DRAW, _MIX, _ROW, _CAPTION, CAPTIONS, NEGATIVES = range(8)  # what a stream of random numbers is for
 
 
 def _rng(seed: int, *stream: int) -> np.random.Generator:
@@ -120,6 +120,44 @@ class BatchOrder:
         self._batch_size = batch_size
         self._seed = seed
         self._sampling = sampling
+        self._source_ends = np.cumsum([sum(sizes) for sizes in part_sizes])
+        self._counted = 0, np.zeros(len(part_sizes), np.int64)  # steps, rows of each source in them
+
+    def counts(self, step: int) -> NDArray[np.int64]:
+        """Rows of each source among all batches before `step`.
+
+        A step after the one asked for last costs what its batches cost to draw; the first one asked for after a resume, with
+        several sources without weights, a pass (or with replacement, all draws before it).
+
+        Returns:
+            [number of sources], whose sum is step * batch_size.
+        """
+        number = len(self._source_ends)
+        if number == 1:
+            return np.array([step * self._batch_size])
+        if len(self._passes) == number:  # each has its share
+            return np.array(self._drawn(step * self._batch_size))
+        counted, counts = self._counted if step >= self._counted[0] else (0, np.zeros(number, np.int64))
+        if self._sampling == "replacement":
+            for one in range(counted, step):
+                counts = counts + self._by_source(self.rows(one))
+        elif step > counted:
+            start, stop = counted * self._batch_size, step * self._batch_size
+            size = self._passes[0].size
+            whole = stop // size - -(-start // size)  # passes that begin and end in between
+            if whole > 0:
+                middle = -(-start // size) * size
+                counts = counts + self._by_source(self._passes[0].indices(start, middle))
+                counts = counts + whole * np.diff(self._source_ends, prepend=0)
+                start = middle + whole * size
+            counts = counts + self._by_source(self._passes[0].indices(start, stop))
+        self._counted = step, counts
+        return counts
+
+    def _by_source(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many of some samples lie in each source."""
+        below = np.array([np.count_nonzero(rows < end) for end in self._source_ends])
+        return np.diff(below, prepend=0)
 
     def _drawn(self, position: int) -> list[int]:
         """How many of the first `position` rows come from each source: whole numbers that never fall."""
@@ -158,9 +196,48 @@ def sample_uniforms(seed: int, positions: NDArray[np.int64]) -> NDArray[np.float
     Returns:
         [B, 2].
     """
-    counters_B2 = 2 * positions.astype(np.uint64)[:, None] + np.arange(2, dtype=np.uint64)
-    first = np.uint64(_rng(seed, _CAPTION).integers(2**63))
-    z_B2: NDArray[Any] = first + counters_B2 * np.uint64(0x9E3779B97F4A7C15)
-    z_B2 = (z_B2 ^ (z_B2 >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z_B2 = (z_B2 ^ (z_B2 >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((z_B2 ^ (z_B2 >> np.uint64(31))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    counters_B2 = np.uint64(2) * positions.astype(np.uint64)[:, None] + np.arange(2, dtype=np.uint64)
+    hashed_B2 = _splitmix(np.uint64(_rng(seed, _CAPTION).integers(2**63)), counters_B2)
+    return (hashed_B2 >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def choose(
+    seed: int,
+    stream: int,
+    positions: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    number: int,
+    first: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Some of each row's things, drawn evenly without repetition, as far as it has so many.
+
+    Args:
+        seed: of the training.
+        stream: what is drawn, `CAPTIONS` or `NEGATIVES`.
+        positions: [B] positions, step * B + row.
+        counts: [B] how many things each row has.
+        number: how many are drawn.
+        first: [B] the thing that is drawn first; None: any.
+
+    Returns:
+        [B, number] places from 0 to count - 1; -1 beyond a row's things.
+    """
+    most = max(int(counts.max(initial=0)), number)
+    base_B1 = _splitmix(np.uint64(_rng(seed, stream).integers(2**63)), positions.astype(np.uint64))[:, None]
+    keys_BM = _splitmix(base_B1, np.arange(most, dtype=np.uint64)[None, :]) >> np.uint64(1)
+    things = np.arange(most)
+    if first is not None:
+        keys_BM[things[None, :] == first[:, None]] = 0
+    absent_BM = things[None, :] >= counts[:, None]
+    keys_BM[absent_BM] = np.uint64(2**64 - 1)
+    places_BK = np.argsort(keys_BM, axis=1, kind="stable")[:, :number]
+    places_BK[np.arange(number)[None, :] >= counts[:, None]] = -1
+    return places_BK
+
+
+def _splitmix(first: Any, counters: Any) -> NDArray[np.uint64]:
+    """64 random bits for each counter of a stream that begins at `first` (SplitMix64)."""
+    z: NDArray[Any] = first + counters * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(z ^ (z >> np.uint64(31)), np.uint64)

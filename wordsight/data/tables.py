@@ -46,6 +46,8 @@ class TableSource:
         image_column: the column of paths; None finds it by its name (`IMAGE_COLUMNS`).
         caption_columns: one or several columns of texts or lists of texts; None takes those known by name (`CAPTION_COLUMNS`).
         label_column: the column of class names; None takes it where there is one by a known name (`LABEL_COLUMNS`).
+        weight_column: the column of the samples' weights (of a picture with several rows, the first one's); None: none.
+        negatives_column: the column of texts, or lists of texts, that are wrong for the picture; None: none.
         root: the folder that relative paths start from; None is the table's own.
 
     Raises:
@@ -59,6 +61,8 @@ class TableSource:
         image_column: str | None = None,
         caption_columns: Sequence[str] | None = None,
         label_column: str | None = None,
+        weight_column: str | None = None,
+        negatives_column: str | None = None,
         root: Path | None = None,
     ) -> None:
         import pyarrow as pa
@@ -66,14 +70,15 @@ class TableSource:
 
         self.bad: list[BadSample] = []
         self._root = root if root is not None else path.parent
-        table = _READERS[path.suffix.lower()](path, self.bad)
+        table = read_table(path, self.bad)
         columns = table.column_names
         image = image_column if image_column is not None else _known(columns, IMAGE_COLUMNS, path, "image_column")
         if isinstance(caption_columns, str):
             caption_columns = (caption_columns,)
         captions = list(caption_columns) if caption_columns is not None else [c for c in columns if c.lower() in CAPTION_COLUMNS]
         labels = [label_column] if label_column is not None else [c for c in columns if c.lower() in LABEL_COLUMNS][:1]
-        for column in (image, *captions, *labels):
+        further = [column for column in (weight_column, negatives_column) if column is not None]
+        for column in (image, *captions, *labels, *further):
             if column not in columns:
                 raise ValueError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
         if not captions and not labels:
@@ -90,6 +95,8 @@ class TableSource:
         self._starts = np.searchsorted(codes[self._rows], np.arange(len(self._paths) + 1))
         self._captions = [table[column] for column in captions]
         self._labels = table[labels[0]] if labels else None
+        self._weights = table[weight_column] if weight_column is not None else None
+        self._negatives = table[negatives_column] if negatives_column is not None else None
         self.part_sizes = [len(self)]
 
     def __len__(self) -> int:
@@ -102,13 +109,27 @@ class TableSource:
         name = self._paths[index].as_py()
         data = read_file(self._root / name, name)
         rows = [int(row) for row in self._rows[self._starts[index] : self._starts[index + 1]]]
-        texts: list[Any] = []
-        for row in rows:
-            for column in self._captions:
-                value = column[row].as_py()
-                texts += value if isinstance(value, list) else [value]
+        texts = [text for row in rows for column in self._captions for text in _as_list(column[row].as_py())]
         label = self._labels[rows[0]].as_py() if self._labels is not None else None
-        return Sample(name, data, clean_captions(texts), None if label is None else str(label))
+        meta: dict[str, Any] = {}
+        if self._weights is not None:
+            meta["weight"] = self._weights[rows[0]].as_py()
+        if self._negatives is not None:
+            meta["negatives"] = [text for row in rows for text in _as_list(self._negatives[row].as_py())]
+        return Sample(name, data, clean_captions(texts), None if label is None else str(label), meta)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def read_table(path: Path, bad: list[BadSample]) -> pa.Table:
+    """A table by its ending, one of `TABLE_SUFFIXES`; damaged rows are left out and added to `bad`.
+
+    Raises:
+        ValueError: it can't be parsed.
+    """
+    return _READERS[path.suffix.lower()](path, bad)
 
 
 def _known(columns: Sequence[str], known: Sequence[str], path: Path, option: str) -> str:

@@ -23,7 +23,7 @@ RESIZE_MODES = ("shortest", "squash")
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_MAX_ASPECT = 50
+MAX_ASPECT = 50
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -119,7 +119,7 @@ class Preprocess:
         if self.resize == "squash":
             return to_tensor(rgb.resize((size_px, size_px), filter_))
         rgb = _cut_strip(rgb)
-        new_width, new_height = _shortest_side(rgb.width, rgb.height, size_px)
+        new_width, new_height = shortest_side(rgb.width, rgb.height, size_px)
         if (new_width, new_height) != rgb.size:
             rgb = rgb.resize((new_width, new_height), filter_)
         left, top = round((new_width - size_px) / 2), round((new_height - size_px) / 2)  # ties to even, as the reference
@@ -236,7 +236,7 @@ class TrainTransform:
         return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height
 
 
-def _shortest_side(width: int, height: int, size_px: int) -> tuple[int, int]:
+def shortest_side(width: int, height: int, size_px: int) -> tuple[int, int]:
     """The size of a picture whose shorter side becomes `size_px`; the longer one is cut to whole pixels, as torchvision does."""
     if width <= height:
         return size_px, int(size_px * height / width)
@@ -246,7 +246,7 @@ def _shortest_side(width: int, height: int, size_px: int) -> tuple[int, int]:
 def _cut_strip(rgb: Image.Image) -> Image.Image:
     """The middle of a picture that is longer than 1 : 50: resized whole, 1 x 100,000 px would become 224 x 22,400,000."""
     width, height = rgb.size
-    longest = _MAX_ASPECT * min(width, height)
+    longest = MAX_ASPECT * min(width, height)
     if max(width, height) <= longest:
         return rgb
     longest += (max(width, height) - longest) % 2  # the same parity, so that the middle stays the middle
