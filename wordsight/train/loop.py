@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wordsight.data.prefetch import on_device
 from wordsight.train import checkpoint as checkpoints
 from wordsight.train import distributed, optim
 from wordsight.train.checkpoint import Checkpoint, DiskFullError
@@ -166,7 +167,7 @@ class Trainer:
         return outcome
 
     def _train(self) -> Outcome:
-        batches = self.parts.loader.batches(self.step)
+        batches = on_device(self.parts.loader.batches(self.step), self.device, count=self.total_steps - self.step)
         while self.step < self.total_steps:
             batch = self._draw(batches)
             everyone = self.world.gather_ints((0 if batch is None else len(batch), self.interrupts.noted), self.device)
@@ -174,7 +175,7 @@ class Trainer:
             if interrupt:
                 return self._leave(interrupt)
             assert batch is not None
-            self._update(batch.to(self.device), self.step + 1, [rows for rows, _ in everyone])
+            self._update(batch, self.step + 1, [rows for rows, _ in everyone])
             self.step += 1
             due = self.recipe.evaluate_every_steps
             if self.step == self.total_steps or (due and self.step % due == 0):
@@ -228,6 +229,9 @@ class Trainer:
         if len(terms) > 1:
             line |= {f"loss/{name}": value for name, value in zip(loss.terms, terms, strict=True)}
         line |= {"lr": lr, "grad_norm": norm}
+        seen = self.parts.loader.seen(step)
+        if len(seen) > 1:  # of one source it is `samples`
+            line |= {f"seen/{name}": count for name, count in seen.items()}
         scale = getattr(self.parts.system, "log_scale", None)
         if isinstance(scale, Tensor):
             line["log_scale"] = scale.item()
@@ -331,14 +335,26 @@ class Trainer:
         return system
 
     def _finish(self) -> None:
-        """The last model, the report."""
+        """The last model, the report, what was drawn and what could not be read."""
+        reports = [text for texts in self.world.gather_objects(self._data_reports()) for text in texts]
         if self.world.is_main:
             self.folder.save_model(self._evaluated(), "last", self.step)
             self.folder.write_report()
-            bad = self.parts.loader.bad
-            if len(bad):
-                self.progress.say(str(bad))
+            for text in reports:
+                self.progress.say(text)
         self.world.wait()
+
+    def _data_reports(self) -> list[str]:
+        """In words: how much came from each source (by the main process), what this one could not read or had to read again."""
+        loader, texts = self.parts.loader, []
+        seen = loader.seen(self.step)
+        if self.world.is_main and len(seen) > 1:
+            total = max(1, sum(seen.values()))
+            texts.append("samples seen: " + ", ".join(f"{name} {count:,} ({count / total:.1%})" for name, count in seen.items()))
+        process = f"process {self.world.rank}: " if self.world.size > 1 else ""
+        texts += [process + str(loader.bad)] if len(loader.bad) else []
+        texts += [process + str(loader.reads)] if loader.reads else []
+        return texts
 
     def _leave(self, number: int) -> Outcome:
         """A signal came: save, and say how to go on."""

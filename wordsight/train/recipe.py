@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from wordsight.data.augment import Augment
 from wordsight.data.order import Sampling, Shuffle
+from wordsight.data.remote import RemoteConfig
 from wordsight.data.sources import DataSource
 
 # these change neither the numbers nor their order, so a run may go on with other values
-FREE_ON_RESUME = ("data.num_workers", "checkpoint_every_steps", "checkpoint_every_s", "keep_checkpoints")
+FREE_ON_RESUME = ("data.num_workers", "data.remote.", "checkpoint_every_steps", "checkpoint_every_s", "keep_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,16 @@ class DataConfig:
         max_bad_share: more unreadable samples than this share stop the run.
         num_workers: processes that read and decode, for each training process.
         cache_decoded: keep decoded pictures in memory (small data sets).
+        captions_per_image: different captions of each picture in a row of the batch; a sample with fewer repeats them.
+        num_negatives: hard negatives of each row: texts that are wrong for its picture, from the three sources below; 0: none.
+            The first is what the samples bring themselves: the JSON's "negatives", a table's `negatives_column`.
+        negatives_table: the table of `wordsight data mine-negatives`; None: no mined ones.
+        negation: captions that deny the sample's own by rules of grammar.
+        weights: whether samples' own weights count (the JSON's "weight", a table's `weight_column`); None: where the first sample of
+            a source has one.
+        reduced_decode: decode JPEGs that are far too large at a half, a quarter or an eighth, which changes the pixels by less than 2
+            of 255 on average; None: for random crops, and not where pictures are read as for evaluation (`crop_scale=none`).
+        remote: how shards on object stores are read.
     """
 
     sources: tuple[str | DataSource, ...] = ()
@@ -54,6 +65,13 @@ class DataConfig:
     max_bad_share: float = 0.05
     num_workers: int = 0
     cache_decoded: bool = False
+    captions_per_image: int = 1
+    num_negatives: int = 0
+    negatives_table: str | None = None
+    negation: bool = False
+    weights: bool | None = None
+    reduced_decode: bool | None = None
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,14 @@ def build(recipe: Recipe, device: torch.device, world: World) -> Parts:
         max_bad_share=data.max_bad_share,
         shuffle=data.shuffle,
         cache_decoded=data.cache_decoded,
+        captions_per_image=data.captions_per_image,
+        num_negatives=data.num_negatives,
+        negatives_table=data.negatives_table,
+        negation=data.negation,
+        weights=data.weights,
+        reduced_decode=data.reduced_decode,
+        remote=data.remote,
+        pin_memory=device.type == "cuda",
     )
     return Parts(system.to(device), loader, data.augment)
 
