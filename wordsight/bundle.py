@@ -13,20 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import wordsight
 from wordsight import catalog
-from wordsight.data.tokenize import ClipTokenizer
-from wordsight.data.transform import Preprocess
 from wordsight.interop import huggingface, open_clip, own
 from wordsight.interop.checkpoint import CONFIGS, check_parts, layout_of, read
 from wordsight.interop.contents import Contents, read_json, write_json
-from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 
 
-def load(path_or_name: str | Path, model: str | None = None) -> CLIP:
+def load(path_or_name: str | Path, model: str | None = None) -> Any:
     """Load a model ready to use: weights in float32, evaluation mode, with its tokenizer and preprocessing.
 
     Reads wordsight, open_clip and transformers folders, run folders (the best model), OpenAI's TorchScript archives, state
@@ -50,7 +48,7 @@ def load(path_or_name: str | Path, model: str | None = None) -> CLIP:
     return _build(contents)
 
 
-def create(name_or_config: str | CLIPConfig, seed: int = 0) -> CLIP:
+def create(name_or_config: Any, seed: int = 0) -> Any:
     """A fresh model with random weights, in evaluation mode, with preprocessing and, for CLIP's vocabulary, its tokenizer.
 
     Args:
@@ -63,15 +61,14 @@ def create(name_or_config: str | CLIPConfig, seed: int = 0) -> CLIP:
     config = catalog.find(name_or_config).config if isinstance(name_or_config, str) else name_or_config
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
-        model = CLIP(config)
-    model.preprocessor = Preprocess(image_size_px=config.image.image_size_px)
-    if config.text.vocab_size == open_clip.CLIP_VOCABULARY:
-        model.tokenizer = ClipTokenizer.clip(config.text.context_length)
-    model.provenance = {"source": f"created by wordsight.create, seed {seed}"}  # type: ignore[assignment]  # a plain attribute
+        system = catalog.system_class(config)
+        model = system(config)
+    model.preprocessor, model.tokenizer = system.default_preprocessor(config), system.default_tokenizer(config)
+    model.provenance = {"source": f"created by wordsight.create, seed {seed}"}
     return model.eval()
 
 
-def save(model: CLIP, folder: str | Path) -> Path:
+def save(model: Any, folder: str | Path) -> Path:
     """Write a model as a wordsight folder, which `load` reads back bit by bit.
 
     Args:
@@ -94,7 +91,7 @@ def save(model: CLIP, folder: str | Path) -> Path:
         config=model.config,
         tokenizer=model.tokenizer,
         preprocess=model.preprocessor,
-        provenance=getattr(model, "provenance", None),
+        provenance=model.provenance,
     )
     check_parts(contents, model.config)
     return _write(contents, Path(folder), "wordsight")
@@ -124,11 +121,11 @@ def convert(src: str | Path, dst: str | Path, to: str = "wordsight", *, model: s
     return _write(contents, Path(dst), to)
 
 
-def _build(contents: Contents) -> CLIP:
+def _build(contents: Contents) -> Any:
     """The model of checked contents, which are used up: weights copied to float32, no random number drawn."""
     assert contents.config is not None
     with torch.device("meta"):
-        model = CLIP(contents.config)
+        model = catalog.system_class(contents.config)(contents.config)
     state = {}
     for name in list(contents.tensors):  # copied, because what was read may be a map of the file; one at a time, to hold it once
         tensor = contents.tensors.pop(name)
@@ -139,7 +136,7 @@ def _build(contents: Contents) -> CLIP:
     model.load_state_dict(state, assign=True)
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "a buffer that is no part of the state dict"
     model.tokenizer, model.preprocessor = contents.tokenizer, contents.preprocess
-    model.provenance = {"source": str(contents.source), "layout": contents.layout, **(contents.provenance or {})}  # type: ignore[assignment]
+    model.provenance = {"source": str(contents.source), "layout": contents.layout, **(contents.provenance or {})}
     return model.eval()
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
-from wordsight.models.contrastive.clip import CLIPConfig
+from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.nn.text import TextConfig
 from wordsight.nn.vit import ViTConfig
+
+# every system's name as it stands in a model folder, with its config and its class
+SYSTEMS: dict[str, tuple[type, type]] = {"clip": (CLIPConfig, CLIP)}
 
 CLIP_PAPER = "arXiv 2103.00020"
 
@@ -27,7 +31,7 @@ class Entry:
     """
 
     name: str
-    config: CLIPConfig
+    config: Any
     num_parameters: int
     paper: str
     summary: str
@@ -123,6 +127,25 @@ CATALOG: dict[str, Entry] = {
         *_OWN,
     )
 }
+
+
+def system_name(config: Any) -> str:
+    """The name of the system that a config is of: "clip".
+
+    Raises:
+        ValueError: it is no system's config.
+    """
+    for name, (kind, _) in SYSTEMS.items():
+        if type(config) is kind:
+            return name
+    raise ValueError(
+        f"{type(config).__name__} is no system's config; known are {', '.join(c.__name__ for c, _ in SYSTEMS.values())}"
+    )
+
+
+def system_class(config: Any) -> Any:
+    """The class whose constructor takes this config."""
+    return SYSTEMS[system_name(config)][1]
 
 
 def find(name: str) -> Entry:

@@ -13,37 +13,147 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn import functional
+from torch.nn.functional import normalize as unit_rows
 from tqdm import tqdm
 
+from wordsight.data.texts import text_batches
 from wordsight.system import PairScorer
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from wordsight.data.tokenize import ClipTokenizer
+    from wordsight.data.tokenize import TextTokenizer
     from wordsight.data.transform import Preprocess
+    from wordsight.types import Batch, Term
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+PASSED_ON = ("label_ids", "weights", "negatives_given")  # of a batch, to its loss
 BATCHES_AHEAD = 2  # decoded while the model computes
 
 
-class EmbedderMixin:
-    """What a dual encoder gains from its own `encode_image`, `encode_text`, `tokenizer` and `preprocessor`.
+class DualEncoderMixin:
+    """What a dual encoder gains from its towers: encoding, embedding of pictures and texts, what its loss needs of a batch.
 
-    Mixed into an nn.Module: `class CLIP(EmbedderMixin, nn.Module)`.
+    Mixed into an nn.Module that has `config` (with `image` and `text`), `image_tower`, `text_tower`, `log_scale` and
+    `logit_bias`: `class CLIP(DualEncoderMixin, nn.Module)`.
+
+    Attributes:
+        tokenizer: texts -> tokens; set by whoever makes or loads the model.
+        preprocessor: PIL image -> pixels; set by whoever makes or loads the model.
+        provenance: where the weights are from; set by whoever makes or loads the model.
     """
 
     if TYPE_CHECKING:
-        tokenizer: ClipTokenizer | None
-        preprocessor: Preprocess | None
-        encode_image: Callable[..., Tensor]
-        encode_text: Callable[..., Tensor]
+        config: Any
+        image_tower: Any
+        text_tower: Any
+        log_scale: nn.Parameter
+        logit_bias: Tensor | None
+        loss_from_embeddings: Callable[..., dict[str, Term]]
+    tokenizer: TextTokenizer | None = None
+    preprocessor: Preprocess | None = None
+    provenance: dict[str, Any] | None = None
+
+    @classmethod
+    def default_preprocessor(cls, config: Any) -> Preprocess:
+        """The preprocessing of a fresh model of this config, or of a checkpoint that says none: CLIP's."""
+        from wordsight.data.transform import Preprocess
+
+        return Preprocess(image_size_px=config.image.image_size_px)
+
+    @classmethod
+    def default_tokenizer(cls, config: Any) -> TextTokenizer | None:
+        """The tokenizer of a fresh model of this config, or of a checkpoint without one: CLIP's, if the vocabulary has its
+        size.
+        """
+        from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
+
+        return ClipTokenizer.clip(config.text.context_length) if config.text.vocab_size == CLIP_VOCABULARY else None
+
+    def encode_image(self, pixels: Tensor, *, normalize: bool = True) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: float [B, 3, S, S], normalised by the model's preprocessing.
+            normalize: whether rows get length 1.
+
+        Returns:
+            [B, D].
+
+        Raises:
+            ValueError: on integer pixels or another size than the model's.
+        """
+        side = self.config.image.image_size_px
+        if not pixels.is_floating_point() or pixels.ndim != 4 or pixels.shape[1:] != (3, side, side):
+            raise ValueError(
+                f"pixels are {pixels.dtype} {tuple(pixels.shape)}, this model takes normalised floats (B, 3, {side}, {side}); "
+                "make them with model.preprocess(pil_image)"
+            )
+        features_BD = self.image_tower(pixels)
+        return unit_rows(features_BD, dim=-1) if normalize else features_BD
+
+    def encode_text(self, tokens: Tensor, *, normalize: bool = True) -> Tensor:
+        """Embed texts.
+
+        Args:
+            tokens: int64 [N, <= L], as the model's tokenizer gives them.
+            normalize: whether rows get length 1.
+
+        Returns:
+            [N, D].
+
+        Raises:
+            ValueError: on another shape, or rows longer than the model's context.
+        """
+        longest = self.config.text.context_length
+        if tokens.is_floating_point() or tokens.ndim != 2 or not 0 < tokens.shape[1] <= longest:
+            raise ValueError(
+                f"tokens are {tokens.dtype} {tuple(tokens.shape)}, this model takes integers (N, at most {longest}); "
+                "make them with model.tokenize(texts)"
+            )
+        features_ND = self.text_tower(tokens)
+        return unit_rows(features_ND, dim=-1) if normalize else features_ND
+
+    def loss(self, batch: Batch) -> dict[str, Term]:
+        """The loss over the batch; see `loss_from_embeddings`."""
+        return self.loss_from_embeddings(self.embeddings(batch))
+
+    def embeddings(self, batch: Batch) -> dict[str, Tensor]:
+        """What the loss needs of each sample.
+
+        Returns:
+            image [B, D] and text [B, D] (or [B, C, D] with C captions an image), L2-normalised; text_ids and image_ids, which
+            show duplicates; and where the batch has them label_ids [B], weights [B], negatives [B, K, D] and negatives_given [B,
+            K].
+        """
+        texts = [batch.tokens] if batch.negatives is None else [batch.tokens, batch.negatives]
+        rows = [tokens.flatten(0, -2) for tokens in texts]
+        longest = max(tokens.shape[1] for tokens in rows)
+        padded = [functional.pad(tokens, (0, longest - tokens.shape[1]), value=self._pad_id()) for tokens in rows]
+        encoded = self.encode_text(torch.cat(padded)).split([len(tokens) for tokens in rows])
+        found = {
+            "image": self.encode_image(batch.pixels),
+            "text": encoded[0].unflatten(0, batch.tokens.shape[:-1]),
+            "text_ids": batch.text_ids,
+            "image_ids": batch.image_ids,
+        }
+        if batch.negatives is not None:
+            found["negatives"] = encoded[1].unflatten(0, batch.negatives.shape[:-1])
+        return found | {name: value for name, value in batch.tensors().items() if name in PASSED_ON}
+
+    def set_activation_checkpointing(self, enabled: bool = True) -> None:
+        """Trade compute for memory in both towers; results and random numbers stay the same."""
+        self.image_tower.set_activation_checkpointing(enabled)
+        self.text_tower.set_activation_checkpointing(enabled)
+
+    def _pad_id(self) -> int:
+        return 0 if self.tokenizer is None else self.tokenizer.pad_id
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """A PIL image of any size and mode -> normalised float32 [3, H, W], as this model wants it."""
@@ -124,23 +234,21 @@ class EmbedderMixin:
         for text in texts:
             if not isinstance(text, str):
                 raise ValueError(f"embed_texts takes strings, got {type(text).__name__}: {text!r:.80}")
-        unique = sorted(dict.fromkeys(texts), key=len)
+        batches, rows_N = text_batches(texts, batch_size)
         parts: list[Tensor] = []
-        with _evaluating(self) as (device, _), _bar(progress, "texts", len(unique)) as bar:
-            for start in range(0, len(unique), batch_size):
-                batch = unique[start : start + batch_size]
+        with _evaluating(self) as (device, _), _bar(progress, "texts", sum(map(len, batches))) as bar:
+            for batch in batches:
                 parts.append(_kept(self, self.encode_text(tokenizer(batch).to(device))))
                 bar.update(len(batch))
             if not parts:
                 parts.append(self._no_rows(device))
-        row_of = {text: row for row, text in enumerate(unique)}
-        return torch.cat(parts)[torch.tensor([row_of[text] for text in texts], dtype=torch.int64)]
+        return torch.cat(parts)[rows_N]
 
     def _no_rows(self, device: torch.device) -> Tensor:
         """[0, D], with the D that the model has."""
         return _kept(self, self.encode_text(self._get_tokenizer()([""]).to(device)))[:0]
 
-    def _get_tokenizer(self) -> ClipTokenizer:
+    def _get_tokenizer(self) -> TextTokenizer:
         if self.tokenizer is None:
             raise ValueError(
                 f"this {type(self).__name__} has no tokenizer: make it with wordsight.load or .create, or set .tokenizer"
@@ -193,13 +301,13 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[In], Out], items: Iterable[
 
 def _kept(model: object, vectors: Tensor) -> Tensor:
     """Rows of length 1 in float32 on the CPU, whatever the model computes in; as they are where the model scores pairs itself."""
-    return vectors.float().cpu() if isinstance(model, PairScorer) else normalize(vectors.float(), dim=-1).cpu()
+    return vectors.float().cpu() if isinstance(model, PairScorer) else unit_rows(vectors.float(), dim=-1).cpu()
 
 
 @contextmanager
-def _evaluating(model: EmbedderMixin) -> Iterator[tuple[torch.device, torch.dtype]]:
+def _evaluating(model: DualEncoderMixin) -> Iterator[tuple[torch.device, torch.dtype]]:
     """Evaluation mode without gradients, with the model's device and dtype; each part's training mode is put back afterwards."""
-    assert isinstance(model, nn.Module), "EmbedderMixin is mixed into an nn.Module"
+    assert isinstance(model, nn.Module), "DualEncoderMixin is mixed into an nn.Module"
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

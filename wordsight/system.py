@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+    from wordsight.losses.ring import Ring
     from wordsight.types import Batch, Term
 
 
@@ -31,16 +32,22 @@ class System(Protocol):
 class ContrastiveSystem(System, Protocol):
     """A system whose loss couples the samples of a batch, so that it can't be accumulated naively.
 
-    The loop calls `embeddings` on micro-batches (twice, with the same random numbers), gathers them over micro-batches and
-    ranks, and calls `loss_from_embeddings` once on the whole batch.
+    The loop calls `embeddings` on micro-batches (twice, with the same random numbers), puts them together and calls
+    `loss_from_embeddings` once, with a ring of the processes, or on what all of them have gathered.
     """
 
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         """Per-sample tensors, each [B, ...], that `loss_from_embeddings` needs; ids without gradient may be among them."""
         ...
 
-    def loss_from_embeddings(self, embeddings: Mapping[str, Tensor]) -> dict[str, Term]:
-        """The loss terms from the whole (global) batch's embeddings."""
+    def loss_from_embeddings(self, embeddings: Mapping[str, Tensor], ring: Ring | None = None) -> dict[str, Term]:
+        """The loss terms of the whole (global) batch.
+
+        Args:
+            embeddings: of the whole batch; with a ring, of this process's rows.
+            ring: the processes whose rows make the batch. The terms are then those of all of it, and their gradients those of the
+                sum over processes, see `losses.contrastive.info_nce`.
+        """
         ...
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:

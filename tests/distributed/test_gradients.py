@@ -1,5 +1,5 @@
-"""Two gloo processes give the loss and gradients of one: with micro-batches, unequal shares, patch dropout, and a process
-without rows."""
+"""Two and three gloo processes give the loss and gradients of one: with micro-batches, unequal shares, patch dropout, and a
+process without rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,17 +19,12 @@ from wordsight.types import Batch
 
 
 def rows(batch: Batch, start: int, stop: int) -> Batch:
-    return replace(
-        batch,
-        pixels=batch.pixels[start:stop],
-        tokens=batch.tokens[start:stop],
-        text_ids=batch.text_ids[start:stop],
-        image_ids=batch.image_ids[start:stop],
-        keys=batch.keys[start:stop],
-    )
+    return replace(batch, keys=batch.keys[start:stop], **{name: value[start:stop] for name, value in batch.tensors().items()})
 
 
-def one_step(make: Callable[[], nn.Module], sizes: list[int], micro: int | None, dtype: torch.dtype) -> Callable[[], tuple]:
+def one_step(
+    make: Callable[[], nn.Module], sizes: list[int], micro: int | None, dtype: torch.dtype, exchange: str = "ring"
+) -> Callable[[], tuple]:
     def run() -> tuple[float, dict[str, torch.Tensor]]:
         world = World.from_environment()
         torch.manual_seed(0)
@@ -36,7 +32,7 @@ def one_step(make: Callable[[], nn.Module], sizes: list[int], micro: int | None,
         start = sum(sizes[: world.rank])
         mine = rows(tiny_batch(rows=sum(sizes), dtype=dtype), start, start + sizes[world.rank])
         with join(world, torch.device("cpu")):
-            stepper = Stepper(system, world=world, micro_batch_size=micro)
+            stepper = Stepper(system, world=world, micro_batch_size=micro, exchange=exchange)
             for step in (1, 2):  # DDP rebuilds its buckets after the first
                 system.zero_grad(set_to_none=True)
                 loss = stepper.backward(mine, step, sizes)
@@ -49,9 +45,8 @@ def dropping_clip() -> nn.Module:
     return tiny_clip(patch_dropout=0.5, stochastic_depth=0.3, duplicates="multi_positive")
 
 
-CASES = [
-    (make, sizes, micro, dtype)
-    for make, sizes, micro in [
+SHARES = {
+    2: [
         (dropping_clip, [6, 6], None),
         (dropping_clip, [7, 5], 3),
         (dropping_clip, [10, 2], 5),
@@ -59,19 +54,27 @@ CASES = [
         (TwoTerms, [6, 6], None),
         (TwoTerms, [9, 3], 2),
         (TwoTerms, [0, 12], None),
+    ],
+    3: [(dropping_clip, [4, 4, 4], None), (dropping_clip, [5, 1, 6], 2), (dropping_clip, [0, 12, 0], 5)],
+}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_gradients_of_one(processes: int, tmp_path: Path) -> None:
+    cases = [
+        (*share, dtype, exchange)
+        for share in SHARES[processes]
+        for dtype in (torch.float64, torch.float32)
+        for exchange in (("ring", "gather") if share[0] is dropping_clip else ("ring",))
     ]
-    for dtype in (torch.float64, torch.float32)
-]
 
-
-def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     def run() -> list[tuple[float, dict[str, torch.Tensor]]]:
         with join(World.from_environment(), torch.device("cpu")):
-            return [one_step(*case)() for case in CASES]
+            return [one_step(*case)() for case in cases]
 
-    alone = [one_step(make, [12], None, dtype)() for make, _, _, dtype in CASES]
-    for results in in_processes(2, run, tmp_path):
-        for case, (loss, gradients), (other_loss, other) in zip(CASES, alone, results, strict=True):
+    alone = [one_step(case[0], [12], None, case[3])() for case in cases]
+    for results in in_processes(processes, run, tmp_path):
+        for case, (loss, gradients), (other_loss, other) in zip(cases, alone, results, strict=True):
             tolerance = 1e-10 if case[3] == torch.float64 else 1e-5
             largest = max(1.0, max(g.abs().max().item() for g in gradients.values()))
             assert abs(loss - other_loss) < tolerance, case
@@ -85,7 +88,7 @@ def test_running_statistics_are_the_average_of_the_processes(tmp_path: Path) -> 
         system = Normed()
         with join(world, torch.device("cpu")):
             batch = rows(tiny_batch(12), 6 * world.rank, 6 * world.rank + 6)
-            Stepper(system, world=world).backward(batch, 1, [6, 6])
+            Stepper(system, world=world, exchange="gather").backward(batch, 1, [6, 6])
             before = system.tower[1].running_mean.clone()
             average_running_statistics(system, world)
         return before, system.tower[1].running_mean

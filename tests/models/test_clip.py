@@ -8,7 +8,8 @@ import torch
 
 from tests.models.conformance import CHECKS, make_batch, total
 from wordsight import catalog
-from wordsight.models.contrastive.clip import CLIP, CLIPConfig, config_from_dict, config_to_dict
+from wordsight.models.contrastive.clip import CLIP, CLIPConfig
+from wordsight.models.towers import config_from_dict, config_to_dict
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.nn.text import TextConfig
 from wordsight.nn.vit import ViTConfig
@@ -111,10 +112,10 @@ def test_catalogue_sizes_are_those_of_the_models_and_configs_survive_json(name: 
 
     entry = catalog.CATALOG[name]
     with torch.device("meta"):
-        model = CLIP(entry.config)
+        model = catalog.system_class(entry.config)(entry.config)
     assert sum(p.numel() for p in model.parameters()) == entry.num_parameters
     assert entry.name == name
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(entry.config)))) == entry.config
+    assert config_from_dict(type(entry.config), json.loads(json.dumps(config_to_dict(entry.config)))) == entry.config
 
 
 def test_published_models_are_all_there_twice() -> None:
@@ -137,13 +138,13 @@ def test_unknown_names_get_the_nearest(wrong: str, near: str) -> None:
 def test_configs_refuse_what_they_do_not_know() -> None:
     values = config_to_dict(TINY)
     with pytest.raises(ValueError, match=r"CLIPConfig has no embed_dims; it has .*embed_dim"):
-        config_from_dict({**values, "embed_dims": 3})
+        config_from_dict(CLIPConfig, {**values, "embed_dims": 3})
     with pytest.raises(ValueError, match=r"ViTConfig has no depth"):
-        config_from_dict({**values, "image": {**values["image"], "depth": 3}})
+        config_from_dict(CLIPConfig, {**values, "image": {**values["image"], "depth": 3}})
     with pytest.raises(ValueError, match=r"'swin' is unknown; allowed are .*vit, resnet"):
-        config_from_dict({**values, "image": {"type": "swin"}})
+        config_from_dict(CLIPConfig, {**values, "image": {"type": "swin"}})
     with pytest.raises(ValueError, match=r"embed_dim"):
-        config_from_dict({"image": values["image"], "text": values["text"]})
+        config_from_dict(CLIPConfig, {"image": values["image"], "text": values["text"]})
     with pytest.raises(ValueError, match="multi_positive"):
         CLIPConfig(embed_dim=8, image=ViTConfig(), text=TextConfig(), duplicates="soft")
     with pytest.raises(ValueError, match="'relu'"):

@@ -78,7 +78,8 @@ class Normed(nn.Module):
     def embeddings(self, batch: Batch) -> dict[str, Tensor]:
         return {"image": self.tower(batch.pixels), "text": self.text(batch.tokens).mean(1)}
 
-    def loss_from_embeddings(self, embeddings: dict[str, Tensor]) -> dict[str, Term]:
+    def loss_from_embeddings(self, embeddings: dict[str, Tensor], ring: None = None) -> dict[str, Term]:
+        assert ring is None, "this system is for gathered embeddings"
         logits = (
             self.log_scale.exp() * nn.functional.normalize(embeddings["image"]) @ nn.functional.normalize(embeddings["text"]).T
         )

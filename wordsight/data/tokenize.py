@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
     from torch import Tensor
 
+CLIP_VOCABULARY = 49408  # tokens of the published models
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
 CLEANINGS = ("open_clip", "huggingface")
@@ -101,6 +102,32 @@ class _WordCache(dict[str, bytes]):
                 self.clear()
             self[word] = ids
         return ids
+
+
+class TextTokenizer(Protocol):
+    """What every tokenizer of a model can do.
+
+    Attributes:
+        vocab_size: ids are in [0, vocab_size).
+        context_length: L, the longest row.
+        pad_id: what fills a row behind its text.
+    """
+
+    vocab_size: int
+    context_length: int
+    pad_id: int
+
+    def __call__(self, texts: str | Sequence[str]) -> Tensor:
+        """Texts -> int64 [N, L]."""
+        ...
+
+    def save(self, folder: str | Path) -> Any:
+        """Write its files into a folder, from which the class's `from_file` reads them back."""
+        ...
+
+    def to_config(self) -> dict[str, Any]:
+        """Its options as JSON values: "type", "vocab_size" and what `from_file` takes."""
+        ...
 
 
 class ClipTokenizer:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from wordsight import catalog
-from wordsight.data.tokenize import ClipTokenizer
+from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
 from wordsight.data.transform import Preprocess
 from wordsight.interop import huggingface, local_files, open_clip, openai, own
 from wordsight.interop.contents import Contents, read_json
 from wordsight.interop.names import name_list
 from wordsight.interop.safe_read import CheckpointError, Weights, read_weights
-from wordsight.models.contrastive.clip import CLIP, CLIPConfig
+from wordsight.models.contrastive.clip import CLIPConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +111,7 @@ def _read_file(path: Path, expected: CLIPConfig | None) -> Contents:
         tokenizer = preprocess = None
         if activation is not None and config is not None:  # made by OpenAI's code, which has one tokenizer and one preprocessing
             preprocess = Preprocess(image_size_px=config.image.image_size_px)
-            if config.text.vocab_size == open_clip.CLIP_VOCABULARY:
+            if config.text.vocab_size == CLIP_VOCABULARY:
                 tokenizer = ClipTokenizer.clip(config.text.context_length)
         return Contents(
             source=path,
@@ -179,18 +179,20 @@ def _completed(contents: Contents, expected: CLIPConfig | None) -> Contents:
     _check_weights(contents, config)
     notes = list(contents.notes)
     tokenizer, preprocess = contents.tokenizer, contents.preprocess
+    system = catalog.system_class(config)
     if tokenizer is None:
-        if config.text.vocab_size != open_clip.CLIP_VOCABULARY:
+        tokenizer = system.default_tokenizer(config)
+        if tokenizer is None:
             raise CheckpointError(
                 f"{contents.source} has no tokenizer and {config.text.vocab_size} tokens, CLIP's has "
-                f"{open_clip.CLIP_VOCABULARY}: put the tokenizer.json that it was trained with into its folder"
+                f"{CLIP_VOCABULARY}: put the tokenizer.json that it was trained with into its folder"
             )
-        tokenizer = ClipTokenizer.clip(config.text.context_length)
-        notes.append(f"{contents.source} has no tokenizer files: CLIP's tokenizer is used")
+        notes.append(f"{contents.source} has no tokenizer files: {system.__name__}'s tokenizer is used")
     if preprocess is None:
-        preprocess = Preprocess(image_size_px=config.image.image_size_px)
+        preprocess = system.default_preprocessor(config)
         notes.append(
-            f"{contents.source} has no preprocessing files: CLIP's is used (mean {preprocess.mean}, bicubic, shortest side)"
+            f"{contents.source} has no preprocessing files: {system.__name__}'s is used (mean {preprocess.mean}, "
+            f"{preprocess.interpolation}, {'shortest side' if preprocess.resize == 'shortest' else preprocess.resize})"
         )
     contents = replace(contents, tokenizer=tokenizer, preprocess=preprocess, notes=tuple(notes))
     check_parts(contents, config)
@@ -229,7 +231,7 @@ def _differences(config: CLIPConfig, other: CLIPConfig) -> list[str]:
 def _check_weights(contents: Contents, config: CLIPConfig) -> None:
     """Every weight of the architecture is there, in its shape, and none more."""
     with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in CLIP(config).state_dict().items()}
+        wanted = {name: tensor.shape for name, tensor in catalog.system_class(config)(config).state_dict().items()}
     found = {name: tensor.shape for name, tensor in contents.tensors.items()}
     missing = [name for name in wanted if name not in found]
     surplus = [name for name in found if name not in wanted]

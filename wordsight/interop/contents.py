@@ -13,9 +13,8 @@ from wordsight.interop.safe_read import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wordsight.data.tokenize import ClipTokenizer
+    from wordsight.data.tokenize import TextTokenizer
     from wordsight.data.transform import Preprocess
-    from wordsight.models.contrastive.clip import CLIPConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class Contents:
     source: Path
     layout: str
     tensors: dict[str, Tensor]
-    config: CLIPConfig | None
-    tokenizer: ClipTokenizer | None
+    config: Any
+    tokenizer: TextTokenizer | None
     preprocess: Preprocess | None
     notes: tuple[str, ...] = ()
     provenance: Mapping[str, Any] | None = None

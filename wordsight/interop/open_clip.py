@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wordsight.data.tokenize import ClipTokenizer
+from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
 from wordsight.data.transform import CLIP_MEAN, CLIP_STD, Preprocess
 from wordsight.interop import openai
 from wordsight.interop.contents import Contents, first_file, read_json, unsupported, write_json
@@ -31,7 +31,6 @@ WEIGHTS = (
     "open_clip_pytorch_model.pth",
 )
 OTHER_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
-CLIP_VOCABULARY = 49408
 
 _OFF = (None, False, 0, 0.0, "")
 # options -> the values that leave them off; with anything else the tower would compute something that ours doesn't

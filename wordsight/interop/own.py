@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import wordsight
-from wordsight.data.tokenize import ClipTokenizer
+from wordsight import catalog
+from wordsight.data.tokenize import ClipTokenizer, TextTokenizer
 from wordsight.data.transform import Preprocess
+from wordsight.data.wordpiece import WordPieceTokenizer
 from wordsight.interop.contents import Contents, read_json, write_json
 from wordsight.interop.safe_read import CheckpointError, read_weights
-from wordsight.models.contrastive.clip import CLIPConfig, config_from_dict, config_to_dict
+from wordsight.models.towers import config_from_dict, config_to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,18 +40,21 @@ def read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
             f"({wordsight.__version__}) reads 'wordsight', version {FORMAT_VERSION}: a newer one may have written it"
         )
     try:
-        config = config_from_dict(values["architecture"])
+        system = values.get("system", "clip")
+        if system not in catalog.SYSTEMS:
+            raise ValueError(f"system {system!r} is unknown; this wordsight has {', '.join(catalog.SYSTEMS)}")
+        config: Any = config_from_dict(catalog.SYSTEMS[system][0], values["architecture"])
         preprocess = Preprocess.from_config(values["preprocess"]) if values.get("preprocess") else None
         options = values.get("tokenizer") or {}
         tokenizer = None
         if (folder / "tokenizer.json").is_file():
-            context_length = options.get("context_length", config.text.context_length)
-            tokenizer = ClipTokenizer.from_file(folder, context_length, clean=options.get("clean"), pad_id=options.get("pad_id"))
+            tokenizer = _read_tokenizer(folder, options, config.text.context_length)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
-    if values.get("activation", config.activation) != config.activation:
+    activation = getattr(config, "activation", None)
+    if values.get("activation", activation) != activation:
         raise CheckpointError(
-            f"{path} contradicts itself: activation {values['activation']!r}, architecture.activation {config.activation!r}; "
+            f"{path} contradicts itself: activation {values['activation']!r}, architecture.activation {activation!r}; "
             "set both to the one that the weights were trained with"
         )
     weights_file = weights_file or folder / WEIGHTS
@@ -66,8 +71,20 @@ def read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
     )
 
 
+def _read_tokenizer(folder: Path, options: Mapping[str, Any], context_length: int) -> TextTokenizer:
+    """The tokenizer of a folder, of the type that its options say."""
+    length = options.get("context_length", context_length)
+    match options.get("type", "clip_bpe"):
+        case "clip_bpe":
+            return ClipTokenizer.from_file(folder, length, clean=options.get("clean"), pad_id=options.get("pad_id"))
+        case "wordpiece":
+            return WordPieceTokenizer.from_file(folder, length)
+        case kind:
+            raise ValueError(f"tokenizer type {kind!r} is unknown; known are clip_bpe and wordpiece")
+
+
 def write_folder(
-    folder: Path, tensors: Mapping[str, Tensor], config: CLIPConfig, tokenizer: ClipTokenizer, preprocess: Preprocess
+    folder: Path, tensors: Mapping[str, Tensor], config: Any, tokenizer: TextTokenizer, preprocess: Preprocess
 ) -> None:
     """Write weights, `tokenizer.json` and `wordsight.json` into an empty folder."""
     from safetensors.torch import save_file
@@ -77,8 +94,8 @@ def write_folder(
     values = {
         "format": "wordsight",
         "format_version": FORMAT_VERSION,
-        "system": "clip",
-        "activation": config.activation,
+        "system": catalog.system_name(config),
+        "activation": getattr(config, "activation", None),
         "architecture": config_to_dict(config),
         "preprocess": preprocess.to_config(),
         "tokenizer": {"file": "tokenizer.json", **tokenizer.to_config()},

@@ -1,4 +1,4 @@
-"""One published tower, without a partner: EfficientNet-Lite's files, transformers' BERT folders, sentence embedders among them.
+"""One published tower, without a partner: EfficientNet-Lite's files, transformers' folders of BERT and ViT.
 
 What an installed package carries is found by its name, without importing it; nothing is downloaded.
 """
@@ -6,27 +6,35 @@ What an installed package carries is found by its name, without importing it; no
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from wordsight.data.transform import Preprocess
 from wordsight.data.wordpiece import WordPieceTokenizer
 from wordsight.interop import align
-from wordsight.interop.contents import first_file, read_json
+from wordsight.interop.contents import first_file, read_json, unsupported
+from wordsight.interop.huggingface import _preprocess_from_json as preprocess_from_json
+from wordsight.interop.huggingface import _square as square
 from wordsight.interop.names import NameMap, fuse_qkv, name_list
 from wordsight.interop.safe_read import CheckpointError, read_weights
 from wordsight.nn.bert import Bert, BertConfig
 from wordsight.nn.efficientnet import SCALES, EfficientNet, EfficientNetConfig, efficientnet
+from wordsight.nn.vit import VisionTransformer, ViTConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from wordsight.nn.transformer import Activation
+
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+PREPROCESSING = "preprocessor_config.json"
 POOLING = "1_Pooling/config.json"  # sentence-transformers' word on how tokens become a vector
 LITE_MEAN, LITE_STD = 127 / 255, 128 / 255  # of pixels in [0, 1]; its code takes (pixel - 127) / 128
 
@@ -64,6 +72,7 @@ class Tower:
     Attributes:
         source: the path that errors name.
         config: its architecture, which ends in the pooled features (`project=False`).
+        activation: of a vision transformer, whose config does not say it.
         tensors: its weights in our names, dtypes as stored.
         preprocess: of an image tower, at the size that it was trained at.
         tokenizer: of a text tower.
@@ -71,27 +80,39 @@ class Tower:
     """
 
     source: Path
-    config: EfficientNetConfig | BertConfig
+    config: EfficientNetConfig | ViTConfig | BertConfig
+    activation: Activation = "gelu"
     tensors: dict[str, Tensor]
     preprocess: Preprocess | None = None
     tokenizer: WordPieceTokenizer | None = None
     classifier: Mapping[str, Tensor] | None = None
 
-    def build(self) -> EfficientNet | Bert:
+    def build(self) -> nn.Module:
         """The tower as a module in float32 and evaluation mode, [B, 3, S, S] or [N, L] -> [.., F]."""
-        kind = EfficientNet if isinstance(self.config, EfficientNetConfig) else Bert
-        with torch.device("meta"):
-            module = kind(self.config, self.config.num_features)  # type: ignore[arg-type]
+        module = self.empty()
         floats = {n: t.to(torch.float32, copy=True) if t.is_floating_point() else t.clone() for n, t in self.tensors.items()}
         module.load_state_dict(floats, assign=True)
         return module.eval()
+
+    def empty(self) -> nn.Module:
+        """The tower as a module without storage."""
+        width = self.config.num_features
+        with torch.device("meta"):
+            match self.config:
+                case EfficientNetConfig():
+                    return EfficientNet(self.config, width)
+                case ViTConfig():
+                    return VisionTransformer(self.config, width, self.activation)
+                case BertConfig():
+                    return Bert(self.config, width)
 
 
 def read_tower(path_or_name: str | Path) -> Tower:
     """Read and check a published tower.
 
     Args:
-        path_or_name: a name of `PUBLISHED`; or a file of EfficientNet-Lite weights; or a folder of transformers' BertModel.
+        path_or_name: a name of `PUBLISHED`; or a file of EfficientNet-Lite weights; or a folder of transformers' BertModel or
+            ViTModel, or of one of theirs with a head, which is left out.
 
     Raises:
         FileNotFoundError: nothing there; says what to install.
@@ -127,12 +148,15 @@ def _read_folder(folder: Path) -> Tower:
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} has no {CONFIG}: it is no folder of transformers")
     values = read_json(folder / CONFIG)
-    if values.get("model_type") != "bert":
-        raise CheckpointError(f"{folder / CONFIG} describes a {values.get('model_type')!r} model; known here is 'bert'")
+    readers = {"bert": _bert, "vit": _vit}
+    if values.get("model_type") not in readers:
+        raise CheckpointError(
+            f"{folder / CONFIG} describes a {values.get('model_type')!r} model; known are {' and '.join(readers)}"
+        )
     weights = first_file(folder, WEIGHTS)
     if weights is None:
         raise CheckpointError(f"{folder} has {CONFIG} but no weights; expected one of {', '.join(WEIGHTS)}")
-    return _bert(folder, values, read_weights(weights).tensors)
+    return readers[values["model_type"]](folder, values, read_weights(weights).tensors)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- BERT
@@ -178,6 +202,90 @@ def _pooling(folder: Path) -> str:
 def _max_length(folder: Path) -> int | None:
     path = folder / "sentence_bert_config.json"
     return read_json(path).get("max_seq_length") if path.is_file() else None
+
+
+# ----------------------------------------------------------------------------------------------------------------------- ViT
+
+
+def _vit_rows() -> list[tuple[str, str]]:
+    layer, mine = "encoder.layer.{n}.", "blocks.{n}."
+    return [
+        ("embeddings.cls_token", "class_token"),
+        ("embeddings.position_embeddings", "position_embedding"),
+        ("embeddings.patch_embeddings.projection.{wb}", "patch_embed.{wb}"),
+        *((f"{layer}attention.attention.{word}.{{wb}}", f"{mine}attn.{word[0]}.{{wb}}") for word in ("query", "key", "value")),
+        (f"{layer}attention.output.dense.{{wb}}", f"{mine}attn.proj.{{wb}}"),
+        (f"{layer}intermediate.dense.{{wb}}", f"{mine}mlp.fc1.{{wb}}"),
+        (f"{layer}output.dense.{{wb}}", f"{mine}mlp.fc2.{{wb}}"),
+        (f"{layer}layernorm_before.{{wb}}", f"{mine}norm1.{{wb}}"),
+        (f"{layer}layernorm_after.{{wb}}", f"{mine}norm2.{{wb}}"),
+        ("layernorm.{wb}", "norm_post.{wb}"),
+    ]
+
+
+_VIT_NAMES = NameMap(_vit_rows())
+# newer spellings of the same parameters, brought to the ones above
+_VIT_NEWER = (
+    (re.compile(r"^vit\."), ""),
+    (re.compile(r"^layers\.(\d+)\."), r"encoder.layer.\1."),
+    (re.compile(r"\.attention\.q_proj\."), ".attention.attention.query."),
+    (re.compile(r"\.attention\.k_proj\."), ".attention.attention.key."),
+    (re.compile(r"\.attention\.v_proj\."), ".attention.attention.value."),
+    (re.compile(r"\.attention\.o_proj\."), ".attention.output.dense."),
+    (re.compile(r"\.mlp\.fc1\."), ".intermediate.dense."),
+    (re.compile(r"\.mlp\.fc2\."), ".output.dense."),
+)
+_VIT_LEFT_OUT = ("pooler.", "classifier.", "decoder.", "embeddings.mask_token")  # tanh pooler and what stands on it
+_VIT_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 16,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+}
+
+
+def vit_to_ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """transformers' names of a ViT to ours, its heads left out; a name that is no part of it stays as it is."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        old = name
+        for pattern, replacement in _VIT_NEWER:
+            old = pattern.sub(replacement, old)
+        if old.startswith(_VIT_LEFT_OUT):
+            continue
+        ours = _VIT_NAMES.ours(old) or name
+        if ours in ("class_token", "position_embedding"):  # [1, 1, W] and [1, 1 + patches, W]
+            tensor = tensor.flatten(0, 1).squeeze(0) if ours == "class_token" else tensor.flatten(0, 1)
+        state[ours] = tensor
+    return fuse_qkv(state)
+
+
+def _vit(folder: Path, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tower:
+    path = folder / CONFIG
+    values = _VIT_DEFAULTS | dict(values)
+    unsupported(path, values, {"hidden_act": ("gelu", "quick_gelu"), "qkv_bias": (True,), "num_channels": (3,)}, "a ViT")
+    config = ViTConfig(
+        image_size_px=square(path, values["image_size"]),
+        patch_size_px=square(path, values["patch_size"]),
+        width=values["hidden_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        mlp_ratio=values["intermediate_size"] / values["hidden_size"],
+        patch_bias=True,
+        norm_pre=False,
+        norm_eps=values["layer_norm_eps"],
+        project=False,
+    )
+    preprocess = None
+    if (folder / PREPROCESSING).is_file():
+        preprocess = preprocess_from_json(read_json(folder / PREPROCESSING), folder / PREPROCESSING, config.image_size_px)
+    return Tower(
+        source=folder, config=config, activation=values["hidden_act"], tensors=vit_to_ours(tensors), preprocess=preprocess
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- EfficientNet-Lite
@@ -228,9 +336,7 @@ def _lite_of_shapes(path: Path, state: Mapping[str, Tensor]) -> EfficientNetConf
 
 def _check(tower: Tower) -> None:
     """Every weight of the architecture is there, in its shape, and none more."""
-    kind = EfficientNet if isinstance(tower.config, EfficientNetConfig) else Bert
-    with torch.device("meta"):
-        wanted = {n: t.shape for n, t in kind(tower.config, tower.config.num_features).state_dict().items()}  # type: ignore[arg-type]
+    wanted = {name: tensor.shape for name, tensor in tower.empty().state_dict().items()}
     found = {name: tensor.shape for name, tensor in tower.tensors.items()}
     problems = {
         "missing": [n for n in wanted if n not in found],

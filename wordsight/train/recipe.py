@@ -145,6 +145,8 @@ class Recipe:
         steps, epochs, samples: the length in updates, passes or samples seen.
         batch_size: samples of one update over all processes.
         micro_batch_size: samples of one process that are in memory at once; the gradients are the same. None: all.
+        exchange: how a contrastive loss over several processes sees the others' embeddings: "ring" passes them on block by block,
+            so that no process holds the global batch; "gather" collects them all, with fewer messages for small worlds.
         precision: "fp32", or "bf16" autocast.
         compile: torch.compile for the model's parts.
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
@@ -175,6 +177,7 @@ class Recipe:
     samples: int | None = None
     batch_size: int = 256
     micro_batch_size: int | None = None
+    exchange: Literal["ring", "gather"] = "ring"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     deterministic: bool = True

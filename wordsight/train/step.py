@@ -1,12 +1,10 @@
 """The gradients of one update, exact however the global batch is split into micro-batches and processes.
 
 A contrastive loss couples all samples, so its gradients go in two passes (gradient caching, arXiv 2101.06983): embed every
-micro-batch
-without a graph, gather the embeddings of all processes, take the loss and its gradients at the embeddings, then embed each
-micro-batch
-again with the same random numbers and send its rows of those gradients through. The last micro-batch keeps the graph of its first
-pass, so that one micro-batch costs one pass. Systems that are no ContrastiveSystem go the same way, with the terms' counts
-gathered
+micro-batch without a graph, take the loss of all processes' embeddings and its gradients there (around a ring, or gathered), then
+embed each micro-batch again with the same random numbers and send its rows of those gradients through. The last micro-batch keeps
+the graph of its first pass, so that one micro-batch costs one pass. Systems that are no ContrastiveSystem go the same way, with
+the terms' counts gathered
 instead of the embeddings.
 
 Batch normalisation in training mode sees one micro-batch of one process at a time: its statistics are those of the micro-batch,
@@ -29,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wordsight.losses.ring import Ring
 from wordsight.nn.random import number_streams, numbered_rows, uniform
 from wordsight.system import ContrastiveSystem, System
 from wordsight.train.distributed import World
@@ -107,6 +106,7 @@ class Stepper:
         world: World | None = None,
         micro_batch_size: int | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        exchange: Literal["ring", "gather"] = "ring",
         seed: int = 0,
         prepare: Prepare | None = None,
     ) -> None:
@@ -117,6 +117,7 @@ class Stepper:
             world: the processes that train together; each has its own rows of the global batch.
             micro_batch_size: rows of this process that are in memory at once (None: all of them).
             precision: "bf16" runs the towers under autocast; the contrastive loss stays outside of it.
+            exchange: how a contrastive loss sees the other processes' embeddings: around a ring, block by block, or all gathered.
             seed: of the run; the random numbers of a step are a function of (seed, step, row), or where a module draws from
             torch's own
                 generator, of (seed, step, rank, micro-batch).
@@ -128,6 +129,7 @@ class Stepper:
         if not isinstance(system, System):
             raise ValueError(f"{type(system).__name__} can't be trained: it has no method `loss(batch) -> dict[str, Term]`")
         self.system, self.world, self.seed = system, world or World(), seed
+        self.exchange = exchange
         self.micro_batch_size, self.precision, self.prepare = micro_batch_size, precision, prepare
         self.device = next(system.parameters()).device
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64  # that device has no double
@@ -199,27 +201,28 @@ class Stepper:
         """The loss on everyone's embeddings, and a function that gives each micro-batch's gradients."""
         trained = [name for name, value in outputs[-1].items() if value.requires_grad]
         rows = [0 if empty else len(next(iter(output.values()))) for output in outputs]
+        ring = Ring() if self.exchange == "ring" and self.world.size > 1 else None
         everyone: dict[str, Tensor] = {}
         for name in outputs[-1]:
             mine = torch.cat([output[name].detach()[:n] for output, n in zip(outputs, rows, strict=True)])
-            everyone[name] = self.world.gather_rows(mine, sizes).requires_grad_(name in trained)
+            everyone[name] = (mine if ring else self.world.gather_rows(mine, sizes)).requires_grad_(name in trained)
         system = cast(ContrastiveSystem, self.system)
         parameters = [p for p in system.loss_parameters() if p.requires_grad]
         with torch.enable_grad():
-            terms = system.loss_from_embeddings(everyone)
+            terms = system.loss_from_embeddings(everyone, ring)
             total = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         wanted = [everyone[name] for name in trained] + parameters
         raw = torch.autograd.grad(total, wanted, allow_unused=True)
         found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, raw, strict=True)]
         at_rows, at_parameters = dict(zip(trained, found, strict=False)), found[len(trained) :]
-        offset = sum(sizes[: self.world.rank])
+        # each process holds the gradients of its own rows, whose sum is wanted where DDP averages; a ring's are ready for that
+        offset, copies = (0, 1) if ring else (sum(sizes[: self.world.rank]), self.world.size)
 
         def gradients(i: int, output: dict[str, Tensor], final: bool) -> tuple[list[Tensor], list[Tensor]]:
             start = offset + sum(rows[:i])
             roots = [output[name][: rows[i]] for name in trained]
-            # each process holds the gradients of its own rows, whose sum is wanted where DDP averages
-            upstream = [at_rows[name][start : start + rows[i]] * self.world.size for name in trained]
-            if final:  # every process has the whole gradient of these: their average is what is wanted
+            upstream = [at_rows[name][start : start + rows[i]] * copies for name in trained]
+            if final:  # the average over processes of these is what is wanted
                 roots, upstream = roots + list(parameters), upstream + at_parameters
             return roots, upstream
 
