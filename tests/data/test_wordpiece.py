@@ -90,7 +90,7 @@ _cached: list[WordPieceTokenizer] = []
 
 def _small() -> WordPieceTokenizer:
     if not _cached:
-        _cached.append(train_wordpiece(TEXTS[:5], 100, context_length=12))
+        _cached.append(train_wordpiece(TEXTS[:5], 200, context_length=12))
     return _cached[0]
 
 
@@ -111,6 +111,11 @@ def test_training_puts_special_tokens_first(tokenizer: WordPieceTokenizer) -> No
     assert [tokenizer._engine.id_to_token(i) for i in range(5)] == list(SPECIAL_TOKENS)
     assert tokenizer.pad_id == 0
     assert tokenizer.vocab_size <= 400
+    again = train_wordpiece([*TEXTS[:-1], "playing played the player", "cats and dogs"] * 3, 400)
+    assert again._engine.get_vocab() == tokenizer._engine.get_vocab()
+    words = train_wordpiece(["playing played player plays"] * 9, 60)
+    assert words.encode("plays") != words.encode("play s")
+    assert len(words.encode("playing")) < 7
 
 
 def test_other_files_are_refused(tmp_path: Path, tokenizer: WordPieceTokenizer) -> None:
@@ -133,5 +138,5 @@ def test_other_files_are_refused(tmp_path: Path, tokenizer: WordPieceTokenizer) 
         WordPieceTokenizer({"a": 0, "[CLS]": 2})
     with pytest.raises(ValueError, match="at least 2"):
         tokenizer.with_options(context_length=1)
-    with pytest.raises(ValueError, match="vocab_size must be over 5"):
-        train_wordpiece(["a"], 5)
+    with pytest.raises(ValueError, match="at least 7 for these texts"):
+        train_wordpiece(["a a"], 6)

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.data.test_wordpiece import TEXTS
 from tests.interop.reference import randomize
 from wordsight.interop.safe_read import CheckpointError
-from wordsight.interop.towers import PUBLISHED, find_published, read_tower
+from wordsight.interop.towers import PUBLISHED, find_published, read_tower, vit_to_ours
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
@@ -124,7 +124,7 @@ def bert_folder(folder: Path, *, pooling: str | None = None) -> object:
 
     from wordsight.data.wordpiece import train_wordpiece
 
-    tokenizer = train_wordpiece(TEXTS[:5], 120, context_length=16)
+    tokenizer = train_wordpiece(TEXTS[:5], 200, context_length=16)
     tokenizer.save_huggingface(folder)
     config = BertConfig(
         vocab_size=tokenizer.vocab_size, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
@@ -149,6 +149,40 @@ def test_a_bert_folder(tmp_path: Path, pooling: str | None) -> None:
         mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         expected = mean if pooling == "mean_tokens" else hidden[:, 0]
         torch.testing.assert_close(tower.build()(tokens), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification"])
+def test_a_vit_folder(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """Features are the class token's output; they and every gradient equal transformers'."""
+    import transformers
+
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=24,
+        patch_size=8,
+        num_labels=3,
+    )
+    theirs = randomize(getattr(transformers, kind)(config))
+    theirs.save_pretrained(tmp_path)
+    tower = read_tower(tmp_path)
+    ours, theirs = tower.build().to(dtype), theirs.to(dtype)
+    trunk = theirs if kind == "ViTModel" else theirs.vit
+    pixels = torch.randn(3, 3, 24, 24, dtype=dtype)
+    found, expected = ours(pixels), trunk(pixels).last_hidden_state[:, 0]
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-10
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(found)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    wanted = vit_to_ours({name: p.grad for name, p in theirs.named_parameters() if p.grad is not None})
+    assert wanted.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        scale = wanted[name].abs().max().clamp_min(1.0)
+        assert (parameter.grad - wanted[name]).abs().max() < tolerance * scale, name
 
 
 def test_older_names_are_read(tmp_path: Path) -> None:
@@ -189,7 +223,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="hidden_act = 'relu'"):
         read_tower(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(values | {"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match="describes a 'gpt2' model"):
+    with pytest.raises(CheckpointError, match="describes a 'gpt2' model; known are bert and vit"):
         read_tower(tmp_path)
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no EfficientNet-Lite"):

@@ -219,20 +219,29 @@ def is_wordpiece(content: Any) -> bool:
 def train_wordpiece(texts: Iterable[str], vocab_size: int, *, context_length: int = 512) -> WordPieceTokenizer:
     """Learn a lower-cased WordPiece vocabulary from texts, whose first ids are [PAD], [UNK], [CLS], [SEP], [MASK].
 
+    The same texts give the same vocabulary: all their characters come next, in order, alone and going on a word.
+
     Args:
         texts: what to learn from, read once.
         vocab_size: number of ids; fewer come out where the texts have no more pairs to merge.
         context_length: L.
 
     Raises:
-        ValueError: vocab_size under the five special tokens and one letter.
+        ValueError: vocab_size has no room for the special tokens and the characters.
     """
     from tokenizers import trainers
 
-    if vocab_size <= len(SPECIAL_TOKENS):
-        raise ValueError(f"vocab_size must be over {len(SPECIAL_TOKENS)}, the special tokens; got {vocab_size}")
     engine = _make_engine({token: i for i, token in enumerate(SPECIAL_TOKENS)}, True, None, True)
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False)
+    texts = [engine.normalizer.normalize_str(text) for text in texts]
+    characters = sorted({character for text in texts for character in text if not character.isspace()})
+    # as special tokens, because the trainer numbers what it finds by itself in an order that changes, and breaks ties by number
+    first = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in characters)]
+    if vocab_size < len(first):
+        raise ValueError(
+            f"vocab_size must be at least {len(first)} for these texts ({len(SPECIAL_TOKENS)} special tokens and "
+            f"{len(characters)} characters, alone and going on a word), got {vocab_size}"
+        )
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
     engine.train_from_iterator(texts, trainer)
     return WordPieceTokenizer(engine.get_vocab(with_added_tokens=True), context_length=context_length)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wordsight.nn.attention import Attention
-from wordsight.nn.random import uniform
+from wordsight.nn.dropout import Dropout
 from wordsight.nn.transformer import MLP, make_activation
 
 POOLS = ("cls", "mean", "pooler")
@@ -70,23 +70,6 @@ class BertConfig:
     def num_features(self) -> int:
         """F, the pooled features."""
         return self.width
-
-
-class Dropout(nn.Module):
-    """Dropout whose numbers belong to the row of the global batch and the token's place, whatever the padding or micro-batch."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.random_stream = 0
-
-    def forward(self, x_NTW: Tensor) -> Tensor:
-        """[N, T, W] -> [N, T, W]."""
-        if not self.training or self.rate == 0.0:
-            return x_NTW
-        rows, tokens, width = x_NTW.shape
-        draw_NTW = uniform(rows, tokens * width, stream=self.random_stream, device=x_NTW.device).view(rows, tokens, width)
-        return x_NTW * ((draw_NTW >= self.rate).to(x_NTW.dtype) / (1.0 - self.rate))
 
 
 class BertBlock(nn.Module):

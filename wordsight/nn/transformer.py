@@ -60,11 +60,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: str, drop_rate: float = 0.0) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, activation: str, drop_rate: float = 0.0, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, num_heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = MLP(width, mlp_width, activation)
         self.drop_rate = drop_rate
         self.random_stream = 0
@@ -103,18 +105,27 @@ class Transformer(nn.ModuleList):
         mlp_width: hidden width of each MLP.
         activation: "quick_gelu" or "gelu".
         stochastic_depth: the last block's rate; it grows linearly from 0 at the first.
+        norm_eps: of the layer norms.
 
     Raises:
         ValueError: on no layers, or a rate outside [0, 1).
     """
 
     def __init__(
-        self, *, width: int, num_layers: int, num_heads: int, mlp_width: int, activation: str, stochastic_depth: float = 0.0
+        self,
+        *,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_width: int,
+        activation: str,
+        stochastic_depth: float = 0.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         if num_layers < 1:
             raise ValueError(f"a transformer needs at least 1 layer, got {num_layers}")
         rates = depth_rates(stochastic_depth, num_layers)
-        super().__init__([Block(width, num_heads, mlp_width, activation, rate) for rate in rates])
+        super().__init__([Block(width, num_heads, mlp_width, activation, rate, norm_eps) for rate in rates])
         self.activation_checkpointing = False
 
     def forward(self, x_BTW: Tensor, row_B: Tensor, *, is_causal: bool = False) -> Tensor:

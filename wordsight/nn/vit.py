@@ -27,6 +27,10 @@ class ViTConfig:
         mlp_ratio: hidden width of the MLP over W.
         patch_dropout: share of patches that a training step leaves out (FLIP: .5 to .75).
         stochastic_depth: the last block's rate of being skipped in training.
+        patch_bias: whether patches are embedded with a bias (not in CLIP, but in classifiers such as ViT's own).
+        norm_pre: whether tokens are normed before the first block (in CLIP, not in ViT's own).
+        norm_eps: of the layer norms.
+        project: whether a matrix takes the class token's output to the embedding; without it they are the same.
     """
 
     image_size_px: int = 224
@@ -37,6 +41,10 @@ class ViTConfig:
     mlp_ratio: float = 4.0
     patch_dropout: float = 0.0
     stochastic_depth: float = 0.0
+    patch_bias: bool = False
+    norm_pre: bool = True
+    norm_eps: float = 1e-5
+    project: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.patch_size_px <= self.image_size_px:
@@ -49,6 +57,11 @@ class ViTConfig:
         """Patches down and across."""
         return (self.image_size_px // self.patch_size_px,) * 2
 
+    @property
+    def num_features(self) -> int:
+        """What comes out of the last block: W."""
+        return self.width
+
 
 class VisionTransformer(nn.Module):
     """Patches and a class token through a transformer; the class token's output, normalised and projected, is the embedding.
@@ -57,18 +70,26 @@ class VisionTransformer(nn.Module):
         config: the architecture.
         embed_dim: D.
         activation: of the MLPs.
+
+    Raises:
+        ValueError: there is no projection, and D is not the width.
     """
 
     def __init__(self, config: ViTConfig, embed_dim: int, activation: str) -> None:
         super().__init__()
+        if not config.project and embed_dim != config.width:
+            raise ValueError(
+                f"a vision transformer of width {config.width} without a projection can't give {embed_dim}: set embed_dim="
+                f"{config.width}, or project=true"
+            )
         self.config = config
         self.random_stream = 0
         width, (grid_h, grid_w) = config.width, config.grid
         scale = width**-0.5
-        self.patch_embed = nn.Conv2d(3, width, config.patch_size_px, config.patch_size_px, bias=False)
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size_px, config.patch_size_px, bias=config.patch_bias)
         self.class_token = nn.Parameter(scale * torch.randn(width))
         self.position_embedding = nn.Parameter(scale * torch.randn(1 + grid_h * grid_w, width))
-        self.norm_pre = nn.LayerNorm(width)
+        self.norm_pre = nn.LayerNorm(width, eps=config.norm_eps) if config.norm_pre else nn.Identity()
         self.blocks = Transformer(
             width=width,
             num_layers=config.num_layers,
@@ -76,9 +97,10 @@ class VisionTransformer(nn.Module):
             mlp_width=round(width * config.mlp_ratio),
             activation=activation,
             stochastic_depth=config.stochastic_depth,
+            norm_eps=config.norm_eps,
         )
-        self.norm_post = nn.LayerNorm(width)
-        self.projection = nn.Parameter(scale * torch.randn(width, embed_dim))
+        self.norm_post = nn.LayerNorm(width, eps=config.norm_eps)
+        self.projection = nn.Parameter(scale * torch.randn(width, embed_dim)) if config.project else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed images.
@@ -91,7 +113,8 @@ class VisionTransformer(nn.Module):
         """
         x_BTW = self._embed(pixels)
         class_row_B = torch.zeros(x_BTW.shape[0], dtype=torch.int64, device=x_BTW.device)
-        return self.norm_post(self.blocks(x_BTW, class_row_B)) @ self.projection
+        features_BW = self.norm_post(self.blocks(x_BTW, class_row_B))
+        return features_BW if self.projection is None else features_BW @ self.projection
 
     def forward_tokens(self, pixels: Tensor) -> Tensor:
         """Every token's output, before norm and projection: [B, 3, S, S] -> [B, T, W], the class token first."""
