@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from PIL import Image
 
 import wordsight
 from wordsight.cli.main import cli
+from wordsight.data.texts import read_texts
 from wordsight.types import BadSample
 from wordsight.vectors import VectorFile
 
@@ -132,12 +134,12 @@ def test_failures_say_what_is_wrong(folder, monkeypatch, arguments, code, words)
 KILLED = """
 import os, signal, sys
 import wordsight.vectors
-append = wordsight.vectors.VectorFile.append
+write = wordsight.vectors.VectorFile.write
 def counted(self, *rest):
-    append(self, *rest)
+    write(self, *rest)
     if self.num_done >= 12:
         os.kill(os.getpid(), signal.SIGKILL)
-wordsight.vectors.VectorFile.append = counted
+wordsight.vectors.VectorFile.write = counted
 from wordsight.cli.main import cli
 cli(sys.argv[1:])
 """
@@ -165,11 +167,10 @@ def test_a_file_survives_kills_at_20_random_moments(tmp_path):
     run = {"model": "m"}
 
     def go_on() -> None:
-        file = VectorFile(tmp_path / "x.npy", run)
-        while not file.is_complete and file.num_done < len(rows):
-            part = slice(file.num_done, file.num_done + 5)
-            file.append(5, rows[part], [f"name {i}" for i in range(part.start, part.stop)])
+        file = VectorFile(tmp_path / "x.npy", run, num_inputs=len(rows), part_size=5)
         if not file.is_complete:
+            for part in file.missing:
+                file.write(part, rows[part.start : part.stop], [f"name {i}" for i in part])
             file.finish()
 
     rng = random.Random(0)
@@ -184,46 +185,68 @@ def test_a_file_survives_kills_at_20_random_moments(tmp_path):
         moments += os.waitpid(child, 0)[1] == signal.SIGKILL
         if (tmp_path / "x.npy").exists():  # it came to the end: that is right, and once more from the beginning
             assert np.array_equal(np.load(tmp_path / "x.npy"), rows)
-            VectorFile(tmp_path / "x.npy", run, restart=True)
+            VectorFile(tmp_path / "x.npy", run, num_inputs=len(rows), part_size=5, restart=True)
     go_on()
     assert np.array_equal(np.load(tmp_path / "x.npy"), rows)
     assert (tmp_path / "x.npy.names.txt").read_text().splitlines() == [f"name {i}" for i in range(400)]
 
 
-def test_parts_after_a_gap_are_made_again(tmp_path):
+def test_missing_parts_are_made_in_any_order_and_by_copies(tmp_path):
+    """As several processes do it; the grid is that of the beginning."""
     run = {"model": "m"}
-    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
-    file = VectorFile(tmp_path / "x.npy", run)
-    for start in (0, 2, 4):
-        file.append(2, rows[start : start + 2], [f"n{start}", f"n{start + 1}"])
-    (tmp_path / "x.npy.parts" / "part-000000000002-000000000004.npz").unlink()
+    rows = np.arange(14, dtype=np.float32).reshape(7, 2)
+    file = VectorFile(tmp_path / "x.npy", run, num_inputs=7, part_size=2)
+    assert file.parts == file.missing == [range(0, 2), range(2, 4), range(4, 6), range(6, 7)]
+    copy = pickle.loads(pickle.dumps(file))
+    copy.write(range(6, 7), rows[6:], ["n6"])
+    file.write(range(2, 4), rows[2:3], ["n2"], [BadSample("n3", "is bad")])
     (tmp_path / "x.npy.parts" / ".part-x.npz.tmp").write_bytes(b"half")
-    again = VectorFile(tmp_path / "x.npy", run)
-    assert again.num_done == 2
-    again.append(2, rows[2:3], ["n2"], [BadSample("n3", "is bad")])
-    assert VectorFile(tmp_path / "x.npy", run).num_done == 6
-    again = VectorFile(tmp_path / "x.npy", run)
+    again = VectorFile(tmp_path / "x.npy", run, num_inputs=7, part_size=3)
+    assert (again.part_size, again.num_done, again.missing) == (2, 3, [range(0, 2), range(4, 6)])
+    assert again.bad == [BadSample("n3", "is bad")]
+    again.write(range(4, 6), rows[4:6], ["n4", "n5"])
+    with pytest.raises(ValueError, match=r"1 parts of .* are not there, the first of inputs 0 to 2: give the command again"):
+        again.finish()
+    again.write(range(0, 2), rows[:2], ["n0", "n1"])
     again.finish()
-    assert np.load(tmp_path / "x.npy").tolist() == rows[[0, 1, 2, 4, 5]].tolist()
-    assert VectorFile(tmp_path / "x.npy", run).description["bad"] == [{"name": "n3", "reason": "is bad"}]
+    assert np.load(tmp_path / "x.npy").tolist() == rows[[0, 1, 2, 4, 5, 6]].tolist()
+    found = VectorFile(tmp_path / "x.npy", run, num_inputs=7)
+    assert found.is_complete
+    assert found.description == {"rows": 6, "dim": 2, "bad": [{"name": "n3", "reason": "is bad"}], "run": run}
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_several_vectors_of_an_input_keep_their_shape(tmp_path, suffix):
+    rows = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    file = VectorFile(tmp_path / f"x{suffix}", {}, num_inputs=5, part_size=2)
+    file.write(range(0, 2), rows[:0], [], [BadSample("a", "bad"), BadSample("b", "bad")])
+    file.write(range(2, 4), rows[:2], ["c", "d"])
+    file.write(range(4, 5), rows[2:3], ["e"])
+    file.finish()
+    assert (file.description["dim"], file.description["shape"]) == (2, [3, 2])
+    if suffix == ".npy":
+        assert np.array_equal(np.load(tmp_path / "x.npy"), rows[:3])
+    else:
+        found = np.stack(pq.read_table(tmp_path / "x.parquet").column("embedding").to_numpy())
+        assert np.array_equal(found.reshape(3, 3, 2), rows[:3])
 
 
 def test_a_damaged_part_is_named_and_foreign_files_are_left_alone(tmp_path):
-    file = VectorFile(tmp_path / "x.npy", {"model": "m"})
-    file.append(1, np.ones((1, 2), np.float32), ["n"])
+    file = VectorFile(tmp_path / "x.npy", {"model": "m"}, num_inputs=1)
+    file.write(range(1), np.ones((1, 2), np.float32), ["n"])
     part = tmp_path / "x.npy.parts" / "part-000000000000-000000000001.npz"
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"part-000000000000-000000000001\.npz is damaged"):
-        VectorFile(tmp_path / "x.npy", {"model": "m"}).finish()
+        VectorFile(tmp_path / "x.npy", {"model": "m"}, num_inputs=1).finish()
     (tmp_path / "mine.npy").write_bytes(b"mine")
     with pytest.raises(ValueError, match=r"mine\.npy was not written by wordsight"):
-        VectorFile(tmp_path / "mine.npy", {"model": "m"})
+        VectorFile(tmp_path / "mine.npy", {"model": "m"}, num_inputs=1)
     assert (tmp_path / "mine.npy").read_bytes() == b"mine"
 
 
 def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
-    file = VectorFile(tmp_path / "x.npy", {"model": "m"})
-    file.append(1, np.ones((1, 2), np.float32), ["n"])
+    file = VectorFile(tmp_path / "x.npy", {"model": "m"}, num_inputs=2, part_size=1)
+    file.write(range(1), np.ones((1, 2), np.float32), ["n"])
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -231,7 +254,44 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            file.append(1, np.ones((1, 2), np.float32), ["m"])
-    again = VectorFile(tmp_path / "x.npy", {"model": "m"})
+            file.write(range(1, 2), np.ones((1, 2), np.float32), ["m"])
+    again = VectorFile(tmp_path / "x.npy", {"model": "m"}, num_inputs=2, part_size=1)
     assert again.num_done == 1
     assert not list((tmp_path / "x.npy.parts").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column"),
+    [
+        ("t.csv", "id,caption\n1,a cat\n2,\n3,ein Hund\n", None),
+        ("t.tsv", "caption\tmine\nwrong\ta cat\nwrong\t\nwrong\tein Hund\n", "mine"),
+        ("t.jsonl", '{"text": "a cat"}\n{"text": ""}\n{"text": "ein Hund"}\n', None),
+        ("t.txt", "a cat\n\nein Hund\n", None),
+    ],
+)
+def test_texts_of_a_tables_column(folder, tmp_path, name, content, column):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    option = ["--column", column] if column else []
+    embed(folder / "model0", "--texts", tmp_path / name, *option, "--out", tmp_path / "x.npy")
+    expected = wordsight.load(folder / "model0").embed_texts(["a cat", "", "ein Hund"]).numpy()
+    assert abs(np.load(tmp_path / "x.npy") - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "words"),
+    [
+        ("t.csv", "id,words\n1,a\n", None, "no column known to hold texts; name one of id, words"),
+        ("t.csv", "id,words\n1,a\n", "word", "no column 'word'; name one of id, words"),
+        ("t.csv", "id,caption\n1,a\n2\n", None, "1 rows of .* can't be read"),
+        ("t.jsonl", '{"caption": ["a", "b"]}\n', None, "row 1 of .* has 2 texts in its column 'caption'"),
+        ("t.jsonl", '{"caption": "a"}\n{"caption": null}\n', None, "row 2 of .* has no text"),
+        ("t.jsonl", '"a"\n', None, "t.jsonl holds no JSON object"),
+        ("t.txt", "a\n", "caption", "has no columns"),
+        ("t.txt", "", None, "is empty: write a text a line"),
+        ("t.txt", b"\xff\xfe\x00", None, "is not in UTF-8"),
+    ],
+)
+def test_texts_that_can_not_be_read_say_why(tmp_path, name, content, column, words):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=words):
+        read_texts(tmp_path / name, column)

@@ -6,15 +6,20 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wordsight.cli.loading import DEVICES, load_model
+from wordsight.cli.loading import DEVICES, in_processes, joined, load_model, processes_option
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from wordsight.data.errors import BadReport
     from wordsight.data.sources import Source
+    from wordsight.train.distributed import World
     from wordsight.types import BadSample, Sample
     from wordsight.vectors import VectorFile
 
@@ -26,20 +31,26 @@ PROBES = ("a photo of a cat", "🐈 naïve café, 3D & more")  # their tokens st
     epilog="""\b
 Examples:
   wordsight embed runs/quickstart --images photos/*.jpg --out photos.npy
-  wordsight embed ViT-B-32.pt --texts captions.txt --out captions.parquet
+  wordsight embed ViT-B-32.pt --texts captions.csv --column caption --out captions.parquet --processes 2
 """,
 )
 @click.argument("model")
 @click.option("--images", "image", metavar="PATH...", help="Pictures, folders, tar shards, tables or sample:SPLIT.")
 @click.argument("more", nargs=-1, metavar="")
-@click.option("--texts", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A text file: a text a line.")
+@click.option(
+    "--texts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A text file (a text a line), or a table (a text a row): csv, tsv, parquet, jsonl.",
+)
+@click.option("--column", metavar="NAME", help="Of the table. Default: caption, text or the like.")
 @click.option(
     "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The file to write, .npy or .parquet."
 )
 @click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the file does not say it.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures or texts at once.")
 @click.option("--part-size", type=click.IntRange(1), default=4096, show_default=True, help="Saved after so many.")
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode pictures.")
+@processes_option
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
 @click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More is an error.")
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left at --out.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
@@ -49,54 +60,85 @@ def command(
     image: str | None,
     more: tuple[str, ...],
     texts: Path | None,
+    column: str | None,
     out: Path,
     architecture: str | None,
     batch_size: int,
     part_size: int,
+    processes: int,
     workers: int,
     max_bad_share: float,
     restart: bool,
     device: str,
     as_json: bool,
-) -> None:
+) -> int:
     """Turn pictures or texts into vectors of length 1, float32, a row each.
 
-    Stopped or killed, the same command goes on where it was. Pictures that can't be read get no row and are named at the end. The
-    names of the rows are in X.npy.names.txt or the Parquet column "name"; X.npy.json says what the vectors depend on.
+    Stopped or killed, the same command goes on where it was, with any number of processes. Pictures that can't be read get no row
+    and are named at the end. The names of the rows are in X.npy.names.txt or the Parquet column "name"; X.npy.json says what the
+    vectors depend on.
     """
     if (image is None) == (texts is None):
         raise click.UsageError("give either --images PATH... or --texts FILE")
     if more and image is None:
         raise click.UsageError(f"unexpected argument: {more[0]}")
+    if column is not None and texts is None:
+        raise click.UsageError("--column names a column of the table that --texts gives")
 
-    from wordsight.vectors import VectorFile, check_format
+    from wordsight.vectors import check_format
 
     check_format(out)
-    progress = not as_json and sys.stderr.isatty()
-    inputs: Source | list[str]
-    if texts is not None:
-        inputs = read_lines(texts)
-        what = {"texts": _digest(inputs)}
-    else:
-        assert image is not None
-        inputs = open_pictures([image, *more])
-        what = {"images": _digest(describe_files([image, *more]))}
-    loaded = load_model(model, architecture, device)
+    code = in_processes(processes)
+    if code is not None:
+        return code
+    with joined(device) as world:
+        from wordsight.data.texts import read_texts
+        from wordsight.evaluate.sharing import from_main
 
-    from wordsight.evaluate.results import fingerprint
-
-    file = VectorFile(out, {"model": fingerprint(loaded, PROBES, "", "embed"), **what, "inputs": len(inputs)}, restart=restart)
-    if file.is_complete:
-        click.echo(f"{out} was made before from the same model and inputs.", err=True)
-    else:
-        if file.num_done:
-            click.echo(f"Going on after {file.num_done:,} of {len(inputs):,}.", err=True)
-        if isinstance(inputs, list):
-            _embed_texts(loaded, inputs, file, batch_size, part_size, progress)
+        inputs: Source | list[str]
+        if texts is not None:
+            inputs = read_texts(texts, column)
         else:
-            _embed_images(loaded, inputs, file, batch_size, part_size, workers, max_bad_share, progress)
-        file.finish()
-    _say(out, file.description, as_json)
+            assert image is not None
+            inputs = open_pictures([image, *more])
+        loaded = load_model(model, architecture, device, world)
+
+        def begin() -> VectorFile:
+            from wordsight.evaluate.results import fingerprint
+            from wordsight.vectors import VectorFile
+
+            if isinstance(inputs, list):
+                what = {"texts": _digest(inputs)}
+            else:
+                assert image is not None
+                what = {"images": _digest(describe_files([image, *more]))}
+            run = {"model": fingerprint(loaded, PROBES, "", "embed"), **what, "inputs": len(inputs)}
+            return VectorFile(out, run, num_inputs=len(inputs), part_size=part_size, restart=restart)
+
+        file = from_main(world, begin)
+        if file.is_complete:
+            if world.is_main:
+                click.echo(f"{out} was made before from the same model and inputs.", err=True)
+        else:
+            if file.num_done and world.is_main:
+                click.echo(f"Going on after {file.num_done:,} of {len(inputs):,}.", err=True)
+            show = not as_json and sys.stderr.isatty()
+            _embed(loaded, inputs, file, _Asked(batch_size, workers, max_bad_share), world, show)
+            world.wait()
+            if world.is_main:
+                file.finish()
+        if world.is_main:
+            _say(out, file.description, as_json)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """How to read the inputs."""
+
+    batch_size: int
+    workers: int
+    max_bad_share: float
 
 
 class PictureFiles:
@@ -115,21 +157,6 @@ class PictureFiles:
         from wordsight.types import Sample
 
         return Sample(self.paths[index], read_file(Path(self.paths[index]), self.paths[index]))
-
-
-class Rest:
-    """What of a source comes from `start` on."""
-
-    def __init__(self, source: Source, start: int) -> None:
-        self.source, self.start = source, start
-        self.bad: list[Any] = []
-        self.part_sizes = [len(self)]
-
-    def __len__(self) -> int:
-        return len(self.source) - self.start
-
-    def __getitem__(self, index: int) -> Sample:
-        return self.source[self.start + index]
 
 
 def open_pictures(paths: Sequence[str]) -> Source:
@@ -162,32 +189,16 @@ def open_pictures(paths: Sequence[str]) -> Source:
 def describe_files(paths: Sequence[str]) -> list[str]:
     """Name, size and time of every file below the paths: what tells that they are the same as when the run began."""
     from wordsight.data.remote import RemoteFiles
-    from wordsight.data.sources import _expand
+    from wordsight.data.sources import expand
 
     lines = []
-    for path in (found for one in paths for found in _expand(one)):
+    for path in (found for one in paths for found in expand(one)):
         if isinstance(path, str):  # a URL
             lines.append(f"{path}\t{RemoteFiles().size(path)}\t{RemoteFiles().mark(path)}")
             continue
         for file in sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]:
             about = file.stat()
             lines.append(f"{file}\t{about.st_size}\t{about.st_mtime_ns}")
-    return lines
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, empty ones too, so that row i belongs to line i + 1.
-
-    Raises:
-        ValueError: not UTF-8, or no line.
-    """
-    try:
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    lines = content.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise ValueError(f"{path} is empty: write a text a line")
     return lines
 
 
@@ -198,45 +209,51 @@ def _digest(lines: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _embed_texts(model: Any, texts: list[str], file: VectorFile, batch_size: int, part_size: int, progress: bool) -> None:
+def _embed(model: Any, inputs: Source | list[str], file: VectorFile, asked: _Asked, world: World, progress: bool) -> None:
+    """Make this process's share of the parts that are missing."""
     from tqdm import tqdm
 
-    with tqdm(total=len(texts), initial=file.num_done, unit="text", disable=not progress) as bar:
-        while file.num_done < len(texts):
-            part = texts[file.num_done : file.num_done + part_size]
-            file.append(len(part), model.embed_texts(part, batch_size=batch_size).numpy(), part)
-            bar.update(len(part))
+    from wordsight.data.errors import BadReport
+
+    missing, bad = file.missing, file.bad
+    own = missing[world.rank :: world.size]
+    world.wait()  # no part may be made before everybody knows what is missing
+    report = BadReport(asked.max_bad_share, total=len(inputs))
+    report.add(file.num_inputs - sum(map(len, missing)), bad)
+    unit = "text" if isinstance(inputs, list) else "picture"
+    with tqdm(total=sum(map(len, own)), unit=unit, disable=not progress or not world.is_main) as bar:
+        for part in own:
+            if isinstance(inputs, list):
+                texts = inputs[part.start : part.stop]
+                file.write(part, model.embed_texts(texts, batch_size=asked.batch_size).numpy(), texts)
+                bar.update(len(part))
+            else:
+                file.write(part, *_embed_pictures(model, inputs, part, asked, report, bar))
 
 
-def _embed_images(
-    model: Any,
-    source: Source,
-    file: VectorFile,
-    batch_size: int,
-    part_size: int,
-    workers: int,
-    max_bad_share: float,
-    progress: bool,
-) -> None:
+def _embed_pictures(
+    model: Any, source: Source, part: range, asked: _Asked, report: BadReport, bar: Any
+) -> tuple[np.ndarray, list[str], list[BadSample]]:
+    """Vectors and names of a part's pictures that could be read, and the others."""
     import numpy as np
-    from tqdm import tqdm
 
     from wordsight.data.reader import iterate
+    from wordsight.data.selection import Selection
 
-    num_inputs, vectors, names = 0, [], []
+    vectors, names = [], []
     bad: list[BadSample] = []
-    rest = Rest(source, file.num_done)
-    with tqdm(total=len(source), initial=file.num_done, unit="picture", disable=not progress) as bar:
-        for read in iterate(rest, model.preprocessor, batch_size=batch_size, num_workers=workers, max_bad_share=max_bad_share):
-            num_inputs += len(read.samples) + len(read.bad)
-            if read.samples:
-                vectors.append(model.embed_pixels(read.pixels).numpy())
-            names += [sample.key for sample in read.samples]
-            bad += read.bad
-            bar.update(len(read.samples) + len(read.bad))
-            if num_inputs >= part_size or file.num_done + num_inputs == len(source):
-                file.append(num_inputs, np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32), names, bad)
-                num_inputs, vectors, names, bad = 0, [], [], []
+    # whether too many are bad is a question of all parts
+    batches = iterate(
+        Selection(source, part), model.preprocessor, batch_size=asked.batch_size, num_workers=asked.workers, max_bad_share=1.0
+    )
+    for read in batches:
+        if read.samples:
+            vectors.append(model.embed_pixels(read.pixels).numpy())
+        names += [sample.key for sample in read.samples]
+        bad += read.bad
+        report.add(len(read.samples) + len(read.bad), read.bad)
+        bar.update(len(read.samples) + len(read.bad))
+    return np.concatenate(vectors) if vectors else np.empty((0, 0), np.float32), names, bad
 
 
 def _say(out: Path, description: dict[str, Any], as_json: bool) -> None:

@@ -7,15 +7,17 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wordsight.cli.loading import DEVICES, load_model
+from wordsight.cli.loading import DEVICES, in_processes, joined, load_model, processes_option
 
 if TYPE_CHECKING:
     from wordsight.evaluate import Embedded, Judgement
+    from wordsight.train.distributed import World
 
 RUN_FILES = ("recipe.json", "environment.json", "results.json")
 
@@ -25,7 +27,7 @@ RUN_FILES = ("recipe.json", "environment.json", "results.json")
     epilog="""\b
 Examples:
   wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen
-  wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --json""",
+  wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --processes 2""",
 )
 @click.argument("model")
 @click.option(
@@ -44,7 +46,8 @@ Examples:
 @click.option("--model", "architecture", metavar="NAME", help="The architecture, where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode.")
+@processes_option
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
 @click.option(
     "--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More bad pictures are an error."
 )
@@ -61,10 +64,11 @@ def command(
     architecture: str | None,
     device: str,
     batch_size: int,
+    processes: int,
     workers: int,
     max_bad_share: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
 
     MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
@@ -72,31 +76,90 @@ def command(
     """
     if split is not None and len(specs) > 1:
         raise click.UsageError("--split names one data set, and there are several --data")
-    from wordsight.evaluate import embed_source, name_data, write_examples, write_report, write_results
-    from wordsight.evaluate.prompts import own_prompts, prompt_templates
-
-    prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
     names = _class_names(classes)
-    loaded = load_model(model, architecture, device)
-    prompts = prompts or own_prompts(loaded)
-    folder = run_dir or default_run_dir(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    progress = not as_json and sys.stderr.isatty()
+    code = in_processes(processes)
+    if code is not None:
+        return code
+    with joined(device) as world:
+        from wordsight.evaluate.prompts import own_prompts, prompt_templates
+
+        prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
+        loaded = load_model(model, architecture, device, world)
+        folder = run_dir or default_run_dir(model)
+        progress = not as_json and sys.stderr.isatty() and world.is_main
+        records: list[dict[str, Any]] = []
+        for spec in specs:
+            records += _measure(
+                loaded,
+                spec,
+                split,
+                folder,
+                _Asked(task, prompts or own_prompts(loaded), names, captions, batch_size, workers, max_bad_share),
+                _command(model, spec, folder),
+                world,
+                progress,
+                not as_json,
+            )
+        if world.is_main:
+            _tell(folder, loaded, records, as_json)
+        world.wait()  # the others go when all is written, so that an error of the main process is everyone's
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What to measure, and how."""
+
+    task: str
+    prompts: str
+    classes: list[str] | None
+    captions: str
+    batch_size: int
+    workers: int
+    max_bad_share: float
+
+
+def _measure(
+    model: Any,
+    spec: str,
+    split: str | None,
+    folder: Path,
+    asked: _Asked,
+    again: str,
+    world: World,
+    progress: bool,
+    table: bool,
+) -> list[dict[str, Any]]:
+    """The records of one data set; the main process writes and prints them."""
+    from wordsight.evaluate import embed_source, name_data, write_examples, write_results
+
+    embedded = embed_source(
+        model,
+        spec,
+        batch_size=asked.batch_size,
+        num_workers=asked.workers,
+        max_bad_share=asked.max_bad_share,
+        progress=progress,
+        world=world,
+    )
+    data, part = name_data(spec, split)
     records: list[dict[str, Any]] = []
-    for spec in specs:
-        embedded = embed_source(
-            loaded, spec, batch_size=batch_size, num_workers=workers, max_bad_share=max_bad_share, progress=progress
-        )
-        data, part = name_data(spec, split)
-        again = _command(model, spec, folder)
-        for judgement in _judge(loaded, embedded, task, prompts, names, captions, progress):
-            found = judgement.records(data, part)
-            records += found
+    for judgement in _judge(model, embedded, asked, progress, world):
+        found = judgement.records(data, part)
+        records += found
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
             write_results(folder, found)
             write_examples(folder, judgement, data, part, command=again)
-            if not as_json:
+            if table:
                 _print_table(judgement, data, part)
-    _describe(folder, loaded)
+    return records
+
+
+def _tell(folder: Path, model: Any, records: list[dict[str, Any]], as_json: bool) -> None:
+    from wordsight.evaluate import write_report
+
+    _describe(folder, model)
     report = write_report(folder)
     if as_json:
         click.echo(json.dumps({"run": str(folder), "report": str(report), "results": records}, indent=1, ensure_ascii=False))
@@ -126,28 +189,26 @@ def _class_names(path: Path | None) -> list[str] | None:
     return names
 
 
-def _judge(
-    model: Any, embedded: Embedded, task: str, prompts: str, classes: list[str] | None, captions: str, progress: bool
-) -> list[Judgement]:
-    """The measurements of `task`; "all" leaves out what the data have no labels or captions for, and says so."""
+def _judge(model: Any, embedded: Embedded, asked: _Asked, progress: bool, world: World) -> list[Judgement]:
+    """The measurements that are asked for; "all" leaves out what the data have no labels or captions for, and says so."""
     from wordsight.evaluate import Retrieval, ZeroShot
 
     has = {"zero_shot": any(label is not None for label in embedded.labels), "retrieval": any(embedded.captions)}
-    if embedded.bad:
+    if embedded.bad and world.is_main:
         click.echo(f"{len(embedded.bad)} samples could not be read:", err=True)
         for one in embedded.bad[:10]:
             click.echo(f"  {one.key}: {one.reason}", err=True)
-    tasks = [name for name in has if has[name]] if task == "all" else [task]
+    tasks = [name for name in has if has[name]] if asked.task == "all" else [asked.task]
     if not tasks:
         raise ValueError("the data have neither labels nor captions: nothing can be measured on them")
-    if task == "all" and len(tasks) < len(has):
+    if asked.task == "all" and len(tasks) < len(has) and world.is_main:
         missing = "labels" if not has["zero_shot"] else "captions"
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
     evaluators: dict[str, ZeroShot | Retrieval] = {
-        "zero_shot": ZeroShot(classes=classes, prompts=prompts, progress=progress),
-        "retrieval": Retrieval(captions="first" if captions == "first" else "all", progress=progress),
+        "zero_shot": ZeroShot(classes=asked.classes, prompts=asked.prompts, progress=progress),
+        "retrieval": Retrieval(captions="first" if asked.captions == "first" else "all", progress=progress),
     }
-    return [evaluators[name].judge(model, embedded) for name in tasks]
+    return [evaluators[name].judge(model, embedded, world=world) for name in tasks]
 
 
 def _command(model: str, spec: str, folder: Path) -> str:

@@ -57,7 +57,8 @@ def main() -> None:
         click.echo("Stopped.", err=True)
         code = 130
     except (ValueError, OSError) as error:  # what a user can mend; anything else keeps its traceback
-        click.echo(f"Error: {error}", err=True)
+        if not getattr(error, "said", False):  # another process of the run, or a thread of this one, has
+            click.echo(f"Error: {error}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -172,7 +172,7 @@ def open_source(
 
 def _open(spec: DataSource, files: RemoteFiles) -> Source:
     paths = [spec.path] if isinstance(spec.path, (str, os.PathLike)) else list(spec.path)
-    found = [path for one in paths for path in _expand(os.fspath(one))]
+    found = [path for one in paths for path in expand(os.fspath(one))]
     if not found:
         raise ValueError("an empty list of paths: name at least one shard, table or folder")
     shards = [path for path in found if _kind(path) == "shard"]
@@ -207,7 +207,7 @@ def _open_one(path: Path | str, spec: DataSource, files: RemoteFiles) -> Source:
     return ShardSource(shards) if shards else FolderSource(path)
 
 
-def _expand(path: str) -> list[Path | str]:
+def expand(path: str) -> list[Path | str]:
     """The files that a path, glob or brace expansion stands for; the local ones (Path) exist, URLs (str) may not."""
     if is_url(path):
         return list(expand_url(path))

@@ -6,10 +6,10 @@ Shape legend: N pictures, M texts, D embedding width, K vectors of one picture, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +17,14 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from wordsight.data import Source, iterate, open_source
+from wordsight.data.errors import BadReport
+from wordsight.data.reader import Read
+from wordsight.data.selection import Selection
+from wordsight.data.texts import text_batches
 from wordsight.evaluate.modes import judging
+from wordsight.evaluate.sharing import ALONE, Processes, in_order, own_pieces, together
 from wordsight.system import PairScorer
-from wordsight.types import BadSample
+from wordsight.types import BadSample, Sample
 
 CAPABILITIES = ("encode_image", "encode_text", "preprocess", "tokenize")
 
@@ -71,7 +76,9 @@ def _kept(model: Any, vectors: Tensor, what: str) -> Tensor:
     return vectors if isinstance(model, PairScorer) else normalize(vectors, dim=-1)
 
 
-def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, description: str | None = None) -> Tensor:
+def embed_texts(
+    model: Any, texts: Sequence[str], *, batch_size: int = 256, description: str | None = None, world: Processes = ALONE
+) -> Tensor:
     """Unit vectors of texts (what `encode_text` gives, for a PairScorer): equal texts are encoded once, and those of like length
     together.
 
@@ -80,6 +87,7 @@ def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, desc
         texts: M texts.
         batch_size: texts encoded at once.
         description: the name of a progress bar, none without it.
+        world: the processes that share the batches; each gets all vectors.
 
     Returns:
         float32 [M, D] on the CPU.
@@ -87,15 +95,20 @@ def embed_texts(model: Any, texts: Sequence[str], *, batch_size: int = 256, desc
     require_embedder(model)
     if not texts:
         raise ValueError("no texts to embed")
-    unique = sorted(set(texts), key=lambda text: (len(text), text))
-    parts = []
-    with judging(model) as device, tqdm(total=len(unique), desc=description, unit="text", disable=description is None) as bar:
-        for start in range(0, len(unique), batch_size):
-            chunk = unique[start : start + batch_size]
-            parts.append(_kept(model, model.encode_text(model.tokenize(chunk).to(device)), f"the text {chunk[0]!r}"))
-            bar.update(len(chunk))
-        place = {text: i for i, text in enumerate(unique)}
-        return torch.cat(parts)[torch.tensor([place[text] for text in texts])]
+    batches, rows_M = text_batches(texts, batch_size)
+    own = own_pieces(world, len(batches))
+
+    def work() -> dict[int, Tensor]:
+        found = {}
+        with judging(model) as device:
+            for k in tqdm(own, desc=description, unit="batch", disable=description is None or world.rank > 0):
+                tokens = model.tokenize(batches[k]).to(device)
+                found[k] = _kept(model, model.encode_text(tokens), f"the text {batches[k][0]!r}").clone()
+        return found
+
+    vectors_UD = _in_order_of_all(world, work)
+    assert vectors_UD is not None
+    return vectors_UD[rows_M]
 
 
 def embed_source(
@@ -106,6 +119,7 @@ def embed_source(
     num_workers: int = 0,
     max_bad_share: float = 0.05,
     progress: bool = False,
+    world: Processes = ALONE,
 ) -> Embedded:
     """Unit vectors of all readable pictures of a data set, in its order.
 
@@ -116,34 +130,90 @@ def embed_source(
         num_workers: processes that decode; 0 decodes in this one.
         max_bad_share: a larger share of unreadable pictures is an error that names the first ten.
         progress: show a bar.
+        world: the processes that share the batches; each gets all vectors.
 
     Raises:
         ValueError: too many pictures are bad, or no picture could be read.
     """
     require_embedder(model)
     source = open_source(str(data)) if isinstance(data, str | Path) else data
+    own = own_pieces(world, -(-len(source) // batch_size))
+    show = progress and world.rank == 0
+    read: dict[int, _Read] = {}
+
+    def work() -> dict[int, Tensor]:
+        found = {}
+        with judging(model) as device:
+            for k, batch in zip(own, _batches(model, source, own, batch_size, num_workers, max_bad_share, show), strict=False):
+                read[k] = _Read([_about(sample) for sample in batch.samples], batch.positions, batch.bad)
+                if batch.samples:
+                    vectors = model.encode_image(batch.pixels.to(device))
+                    found[k] = _kept(model, vectors, batch.samples[0].key).clone()
+        return found
+
+    images_ND = _in_order_of_all(world, work)
+    everyone = {k: one for part in world.gather_objects(read) for k, one in part.items()}
+    report = BadReport(max_bad_share, total=len(source), known=getattr(source, "bad", ()))
+    in_turn = [everyone[k] for k in sorted(everyone)]
+    if world.size > 1:  # one process alone counts while it reads; several see only now how many there are in all
+        for one in in_turn:
+            report.add(len(one.samples) + len(one.bad), one.bad)
+    bad = [*getattr(source, "bad", ()), *(sample for one in in_turn for sample in one.bad)]
+    if images_ND is None:
+        reasons = "; ".join(f"{one.key}: {one.reason}" for one in bad[:10])
+        raise ValueError(f"no picture could be read from {data}" + (f" ({len(bad)} bad: {reasons})" if bad else ": it is empty"))
     listing = hashlib.sha256()
-    parts: list[Tensor] = []
-    rows: list[tuple[int, str, tuple[str, ...], str | None]] = []
-    bad: list[BadSample] = list(getattr(source, "bad", ()))
-    preprocess = getattr(model, "preprocessor", None) or model.preprocess
-    with judging(model) as device, tqdm(total=len(source), desc="pictures", unit="picture", disable=not progress) as bar:
-        for batch in iterate(source, preprocess, batch_size=batch_size, num_workers=num_workers, max_bad_share=max_bad_share):
-            bad.extend(batch.bad)
-            bar.update(len(batch.samples) + len(batch.bad))
-            if not batch.samples:
-                continue
-            parts.append(_kept(model, model.encode_image(batch.pixels.to(device)), batch.samples[0].key))
-            for position, sample in zip(batch.positions, batch.samples, strict=True):
-                rows.append((position, sample.key, tuple(sample.captions), sample.label))
-                encoded = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
-                listing.update(repr((sample.key, tuple(sample.captions), sample.label)).encode())
-                listing.update(hashlib.sha256(encoded).digest())
-        if not rows:
-            reasons = "; ".join(f"{one.key}: {one.reason}" for one in bad[:10])
-            raise ValueError(
-                f"no picture could be read from {data}" + (f" ({len(bad)} bad: {reasons})" if bad else ": it is empty")
-            )
-        images_ND = torch.cat(parts)
-    positions, keys, captions, labels = zip(*rows, strict=True)
+    for key, captions, label, content in (about for one in in_turn for about in one.samples):
+        listing.update(repr((key, captions, label)).encode())
+        listing.update(content)
+    positions = tuple(position for one in in_turn for position in one.positions)
+    keys, captions, labels, _ = zip(*(about for one in in_turn for about in one.samples), strict=True)
     return Embedded(source, images_ND, positions, keys, captions, labels, tuple(bad), listing.hexdigest())
+
+
+_About = tuple[str, tuple[str, ...], str | None, bytes]  # key, captions, label, SHA-256 of the encoded picture
+
+
+class _Read(NamedTuple):
+    """A batch without its pictures."""
+
+    samples: list[_About]
+    positions: tuple[int, ...]
+    bad: tuple[BadSample, ...]
+
+
+def _about(sample: Sample) -> _About:
+    encoded = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+    return sample.key, tuple(sample.captions), sample.label, hashlib.sha256(encoded).digest()
+
+
+def _batches(
+    model: Any, source: Source, own: range, batch_size: int, num_workers: int, max_bad_share: float, progress: bool
+) -> Iterator[Read]:
+    """The batches of `own` numbers among the consecutive ones of a source, with positions in the source."""
+    preprocess = getattr(model, "preprocessor", None) or model.preprocess
+    whole = own.step == 1
+    positions = (
+        range(len(source)) if whole else [i for k in own for i in range(k * batch_size, min((k + 1) * batch_size, len(source)))]
+    )
+    part = source if whole else Selection(source, positions)
+    share = max_bad_share if whole else 1.0
+    num_bad = 0
+    with tqdm(total=len(positions), desc="pictures", unit="picture", disable=not progress) as bar:
+        for batch in iterate(part, preprocess, batch_size=batch_size, num_workers=num_workers, max_bad_share=share):
+            bar.update(len(batch.samples) + len(batch.bad))
+            yield Read(batch.samples, batch.pixels, tuple(positions[i] for i in batch.positions), batch.bad)
+            num_bad += len(batch.bad)
+            if num_bad > max_bad_share * len(source):
+                return  # too many already, whatever the other processes find: the count of all will say so
+
+
+def _in_order_of_all(world: Processes, work: Callable[[], dict[int, Tensor]]) -> Tensor | None:
+    """The rows that `work` gives in all processes, by number; None where there are none at all."""
+    mine: dict[int, Tensor] = {}
+
+    def count() -> int:
+        mine.update(work())
+        return len(mine)
+
+    return in_order(world, mine) if any(together(world, count)) else None

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wordsight.evaluate.sharing import ALONE, Processes, own_pieces, together
 from wordsight.types import Metric
 
 Ties = Literal["topk", "argsort"]
@@ -159,6 +160,7 @@ def rank_queries(
     scores: Scores = score_block,
     query_block: int = 1024,
     candidate_block: int = 8192,
+    world: Processes = ALONE,
 ) -> Ranking:
     """The place of each query's best right candidate among all candidates, block by block.
 
@@ -175,6 +177,7 @@ def rank_queries(
         scores: of a block; inner products, or `wordsight.evaluate.scoring.pair_scores`.
         query_block, candidate_block: rows and columns held at once; they do not change the result (with `scores` of one's own,
             by rounding).
+        world: the processes that share the blocks of queries; each gets the whole ranking.
     """
     if ties not in ("topk", "argsort"):
         raise ValueError(f"ties is 'topk' (as CLIP_benchmark) or 'argsort' (as open_clip), got {ties!r}")
@@ -182,45 +185,78 @@ def rank_queries(
         raise ValueError("infinite or undefined embeddings can not be ranked: a NaN would lose or win every comparison")
     answers = _Answers(query_groups, candidate_groups)
     rows = torch.nonzero(answers.count_Q > 0).squeeze(1)
-    better, tied = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    for q in range(0, len(rows), query_block):
-        block = rows[q : q + query_block]
-        if scores is score_block:
-            best_B1 = answers.best_scores(block, queries_QD, candidates_CD)[:, None]
-        else:
-            best_B1 = answers.best_in_blocks(block, queries_QD, candidates_CD, scores, candidate_block)[:, None]
-        right_rows, right_columns = answers.pairs(block)
-        for start in range(0, len(candidates_CD), candidate_block):
-            scores_BC = scores(queries_QD[block], candidates_CD[start : start + candidate_block])
-            here = (right_columns >= start) & (right_columns < start + candidate_block)
-            scores_BC[right_rows[here], right_columns[here] - start] = -torch.inf  # only the others can be before it
-            # NumPy counts booleans several times as fast as PyTorch sums them
-            better[q : q + query_block] += np.count_nonzero((scores_BC > best_B1).numpy(), axis=1)
-            tied[q : q + query_block] += np.count_nonzero((scores_BC == best_B1).numpy(), axis=1)
-    ranks = torch.from_numpy(better + 1)
-    hits = {k: ranks <= k for k in ks}
-    contested = torch.from_numpy(np.flatnonzero(tied))
-    step = max(1, WHOLE_ROWS_BYTES // (8 * len(candidates_CD)))
-    for i in range(0, len(contested), step):
-        at = contested[i : i + step]
-        blocks = [candidates_CD[start : start + candidate_block] for start in range(0, len(candidates_CD), candidate_block)]
-        scores_BC = torch.cat([scores(queries_QD[rows[at]], candidates) for candidates in blocks], dim=1)
-        right_BC = torch.zeros(scores_BC.shape, dtype=torch.bool)
-        right_BC[answers.pairs(rows[at])] = True
-        ranks[at] = right_BC.gather(1, torch.argsort(scores_BC, descending=True)).int().argmax(1) + 1
-        for k in ks:
-            if ties == "argsort":
-                hits[k][at] = ranks[at] <= k
-            else:
-                best_BK = torch.topk(scores_BC, min(k, len(candidates_CD)), dim=1).indices
-                hits[k][at] = right_BC.gather(1, best_BK).any(1)
+    ranker = _Ranker(answers, queries_QD, candidates_CD, tuple(ks), ties, scores, candidate_block)
+    starts = range(0, len(rows), query_block)
+
+    def work() -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        return {k: ranker.rank(rows[starts[k] : starts[k] + query_block]) for k in own_pieces(world, len(starts))}
+
+    found = {k: block for part in together(world, work) for k, block in part.items()}
+    ranks = np.concatenate([found[k][0] for k in sorted(found)] or [np.zeros(0, np.int64)])
+    hits_KQ = np.concatenate([found[k][1] for k in sorted(found)] or [np.zeros((len(ks), 0), bool)], axis=1)
     return Ranking(
         rows=rows.numpy(),
-        ranks=ranks.numpy(),
-        hits={k: hit.numpy() for k, hit in hits.items()},
+        ranks=ranks,
+        hits=dict(zip(ks, hits_KQ, strict=True)),
         positives=answers.count_Q[rows].numpy(),
         num_candidates=len(candidates_CD),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranker:
+    """Ranks the queries of a block among all candidates."""
+
+    answers: _Answers
+    queries_Q: Tensor
+    candidates_C: Tensor
+    ks: tuple[int, ...]
+    ties: Ties
+    scores: Scores
+    candidate_block: int
+
+    def rank(self, block: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Places [B] and hits [K, B] of the queries `block`, each of which has a right candidate."""
+        answers, size = self.answers, self.candidate_block
+        if self.scores is score_block:
+            best_B1 = answers.best_scores(block, self.queries_Q, self.candidates_C)[:, None]
+        else:
+            best_B1 = answers.best_in_blocks(block, self.queries_Q, self.candidates_C, self.scores, size)[:, None]
+        right_rows, right_columns = answers.pairs(block)
+        better, tied = np.zeros(len(block), np.int64), np.zeros(len(block), np.int64)
+        for start in range(0, len(self.candidates_C), size):
+            scores_BC = self.scores(self.queries_Q[block], self.candidates_C[start : start + size])
+            here = (right_columns >= start) & (right_columns < start + size)
+            scores_BC[right_rows[here], right_columns[here] - start] = -torch.inf  # only the others can be before it
+            # NumPy counts booleans several times as fast as PyTorch sums them
+            better += np.count_nonzero((scores_BC > best_B1).numpy(), axis=1)
+            tied += np.count_nonzero((scores_BC == best_B1).numpy(), axis=1)
+        ranks = torch.from_numpy(better + 1)
+        hits_KB = torch.stack([ranks <= k for k in self.ks])
+        contested = torch.from_numpy(np.flatnonzero(tied))
+        step = max(1, WHOLE_ROWS_BYTES // (8 * len(self.candidates_C)))
+        for i in range(0, len(contested), step):
+            at = contested[i : i + step]
+            ranks[at], hits_KB[:, at] = self._rank_whole(block[at])
+        return ranks.numpy(), hits_KB.numpy()
+
+    def _rank_whole(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from whole rows of scores, whose order PyTorch decides where they are equal."""
+        size = self.candidate_block
+        starts = range(0, len(self.candidates_C), size)
+        blocks = [self.scores(self.queries_Q[queries], self.candidates_C[start : start + size]) for start in starts]
+        scores_BC = torch.cat(blocks, dim=1)
+        right_BC = torch.zeros(scores_BC.shape, dtype=torch.bool)
+        right_BC[self.answers.pairs(queries)] = True
+        ranks = right_BC.gather(1, torch.argsort(scores_BC, descending=True)).int().argmax(1) + 1
+        hits = []
+        for k in self.ks:
+            if self.ties == "argsort":
+                hits.append(ranks <= k)
+            else:
+                best_BK = torch.topk(scores_BC, min(k, len(self.candidates_C)), dim=1).indices
+                hits.append(right_BC.gather(1, best_BK).any(1))
+        return ranks, torch.stack(hits)
 
 
 def recall_chance(num_candidates: int, positives: np.ndarray, k: int) -> float:

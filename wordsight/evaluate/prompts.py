@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from wordsight.evaluate.embedding import embed_texts
+from wordsight.evaluate.sharing import ALONE, Processes
 from wordsight.system import PairScorer
 
 # `imagenet80` is a file beside this one; `name` is the class name alone, for models trained on names
@@ -72,7 +73,13 @@ def fill(template: str, label: str) -> str:
 
 
 def class_embeddings(
-    model: Any, classes: Sequence[str], templates: Sequence[str], *, batch_size: int = 256, progress: bool = False
+    model: Any,
+    classes: Sequence[str],
+    templates: Sequence[str],
+    *,
+    batch_size: int = 256,
+    progress: bool = False,
+    world: Processes = ALONE,
 ) -> Tensor:
     """One unit vector a class: the mean over templates of the unit text embeddings, made a unit vector again (a PairScorer's mean
     stays as it is).
@@ -83,6 +90,7 @@ def class_embeddings(
         templates: T templates with `{label}`.
         batch_size: texts encoded at once.
         progress: show a bar.
+        world: the processes that share the texts; each gets all vectors.
 
     Returns:
         float32 [C, D] on the CPU.
@@ -94,7 +102,7 @@ def class_embeddings(
         for start in range(0, len(classes), step):
             names = classes[start : start + step]
             texts = [fill(template, name) for name in names for template in templates]
-            vectors_CTD = embed_texts(model, texts, batch_size=batch_size).unflatten(0, (len(names), len(templates)))
+            vectors_CTD = embed_texts(model, texts, batch_size=batch_size, world=world).unflatten(0, (len(names), len(templates)))
             mean_CD = vectors_CTD.mean(1)
             means.append(mean_CD if isinstance(model, PairScorer) else normalize(mean_CD, dim=-1))
             bar.update(len(names))

@@ -17,6 +17,7 @@ from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
 from wordsight.evaluate.results import Judgement, fingerprint
 from wordsight.evaluate.scoring import from_texts, pair_scores
+from wordsight.evaluate.sharing import ALONE, Processes, from_main
 from wordsight.types import Metric
 
 
@@ -47,7 +48,7 @@ class Retrieval:
         """`image_to_text_R@1`, ..., `text_to_image_median_rank`: the figures alone."""
         return self.judge(model, data).metrics
 
-    def judge(self, model: Any, data: Source | Embedded | str | Path) -> Judgement:
+    def judge(self, model: Any, data: Source | Embedded | str | Path, *, world: Processes = ALONE) -> Judgement:
         """The figures with their protocol, fingerprint and what was found first for each query."""
         require_embedder(model)
         if self.captions not in ("all", "first"):
@@ -55,7 +56,9 @@ class Retrieval:
         embedded = (
             data
             if isinstance(data, Embedded)
-            else embed_source(model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress)
+            else embed_source(
+                model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress, world=world
+            )
         )
         last = None if self.captions == "all" else 1
         pairs = [(row, text) for row, texts in enumerate(embedded.captions) for text in texts[:last]]
@@ -64,14 +67,14 @@ class Retrieval:
                 "no sample of the data has a caption, so there is nothing to retrieve: measure zero_shot, or add captions"
             )
         texts = tuple(text for _, text in pairs)
-        texts_MD = embed_texts(model, texts, description="captions" if self.progress else None)
+        texts_MD = embed_texts(model, texts, description="captions" if self.progress else None, world=world)
         owners_M, pictures_N = torch.tensor([row for row, _ in pairs]), torch.arange(len(embedded))
         scores = pair_scores(model)
         to_text = metrics.rank_queries(
-            embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties, scores=scores
+            embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties, scores=scores, world=world
         )
         to_image = metrics.rank_queries(
-            texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties, scores=from_texts(scores)
+            texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties, scores=from_texts(scores), world=world
         )
         silent = len(embedded) - len(to_text.rows)
         protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions ({self.captions}), ties by {self.ties}"
@@ -79,7 +82,7 @@ class Retrieval:
             task="retrieval",
             metrics=metrics.ranking_metrics(to_text, "image_to_text") | metrics.ranking_metrics(to_image, "text_to_image"),
             protocol=protocol,
-            fingerprint=fingerprint(model, texts, embedded.listing, (protocol, self.ks)),
+            fingerprint=from_main(world, lambda: fingerprint(model, texts, embedded.listing, (protocol, self.ks))),
             embedded=embedded,
             rows=to_text.rows,
             row_groups=to_text.rows,

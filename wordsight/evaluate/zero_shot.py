@@ -20,6 +20,7 @@ from wordsight.evaluate.embedding import Embedded, embed_source, require_embedde
 from wordsight.evaluate.prompts import class_embeddings, fill, prompt_templates
 from wordsight.evaluate.results import Judgement, fingerprint
 from wordsight.evaluate.scoring import pair_scores
+from wordsight.evaluate.sharing import ALONE, Processes, from_main, own_pieces, together
 from wordsight.types import Metric
 
 SCORES_IN_BLOCK = 1 << 23  # pictures x classes scored at once
@@ -51,27 +52,36 @@ class ZeroShot:
         """`top1`, `top5`, `mean_per_class`: the figures alone."""
         return self.judge(model, data).metrics
 
-    def judge(self, model: Any, data: Source | Embedded | str | Path) -> Judgement:
+    def judge(self, model: Any, data: Source | Embedded | str | Path, *, world: Processes = ALONE) -> Judgement:
         """The figures with their protocol, fingerprint, confusions and what each picture was taken for."""
         require_embedder(model)
         templates = prompt_templates(self.prompts)
         embedded = (
             data
             if isinstance(data, Embedded)
-            else embed_source(model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress)
+            else embed_source(
+                model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress, world=world
+            )
         )
         classes = _classes(self.classes, embedded)
         rows, targets = _targets(classes, embedded)
-        classes_CD = class_embeddings(model, classes, templates, progress=self.progress)
+        classes_CD = class_embeddings(model, classes, templates, progress=self.progress and world.rank == 0, world=world)
 
         scores = pair_scores(model)
-        correct, predicted = [], []
-        step = max(1, SCORES_IN_BLOCK // len(classes))
-        for start in range(0, len(rows), step):
-            scores_BC = scores(embedded.images_ND[rows[start : start + step]], classes_CD)
-            correct.append(metrics.topk_correct(scores_BC, targets[start : start + step], self.ks))
-            predicted.append(scores_BC.argmax(1))
-        correct_NK, predicted_N = torch.cat(correct).numpy(), torch.cat(predicted).numpy()
+        starts = range(0, len(rows), max(1, SCORES_IN_BLOCK // len(classes)))
+
+        def work() -> dict[int, tuple[np.ndarray, np.ndarray]]:
+            found = {}
+            for k in own_pieces(world, len(starts)):
+                block = slice(starts[k], starts[k] + starts.step)
+                scores_BC = scores(embedded.images_ND[rows[block]], classes_CD)
+                correct_BK = metrics.topk_correct(scores_BC, targets[block], self.ks)
+                found[k] = correct_BK.numpy(), scores_BC.argmax(1).numpy()
+            return found
+
+        blocks = {k: block for part in together(world, work) for k, block in part.items()}
+        correct_NK = np.concatenate([blocks[k][0] for k in sorted(blocks)])
+        predicted_N = np.concatenate([blocks[k][1] for k in sorted(blocks)])
         prompts = self.prompts if isinstance(self.prompts, str | Path) else "given"
         protocol = f"zero-shot, {len(classes)} classes, prompts {prompts} ({len(templates)}), ties by topk"
         probes = [fill(templates[0], name) for name in classes] + [fill(template, classes[0]) for template in templates]
@@ -80,7 +90,9 @@ class ZeroShot:
             task="zero_shot",
             metrics=metrics.classification_metrics(targets.numpy(), correct_NK, predicted_N, len(classes), self.ks),
             protocol=protocol,
-            fingerprint=fingerprint(model, probes, embedded.listing, (protocol, self.ks, classes, templates)),
+            fingerprint=from_main(
+                world, lambda: fingerprint(model, probes, embedded.listing, (protocol, self.ks, classes, templates))
+            ),
             embedded=embedded,
             rows=rows.numpy(),
             row_groups=targets.numpy(),

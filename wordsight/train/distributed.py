@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,22 +100,52 @@ class World:
 
 
 @contextmanager
-def join(world: World, device: torch.device) -> Any:
-    """Connect the processes of `world` for the time of the block: nccl on GPUs, gloo elsewhere."""
+def join(world: World, device: torch.device | None = None) -> Iterator[None]:
+    """Connect the processes of `world` for the time of the block: nccl on GPUs, gloo elsewhere (and for what lies on the CPU).
+
+    Where one is lost, the others end within a minute, see `train.watch`: so they may wait for the main process as long as it
+    works. An error inside of the block ends the others too.
+
+    Args:
+        world: who they are; one process alone needs no connection.
+        device: None, or a CPU: gloo alone.
+
+    Raises:
+        LostProcessError: another process is gone.
+    """
     if world.size == 1:
         yield
         return
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    already = dist.is_initialized()
-    if not already:
-        # others wait while the main process evaluates or writes: hours, not nccl's ten minutes
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=6))
-    try:
+    from wordsight.train import watch as watches
+
+    if dist.is_initialized():
         yield
+        return
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=watches.START_S)))
+    watch = watches.Watch(world, store)
+    before = watches.on_terminate(watch)
+    try:
+        backend = "cpu:gloo,cuda:nccl" if device is not None and device.type == "cuda" else "gloo"
+        # the limit on waiting is the watch's, not the collective operations'
+        limit = timedelta(days=7)
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=limit)
+        yield
+    except BaseException as error:
+        lost = watch.explain(error)
+        if lost is not None:
+            raise lost from error
+        if watch.tell(error):
+            error.said = True  # type: ignore[attr-defined]
+        raise
     finally:
-        if not already:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        if dist.is_initialized():
             dist.destroy_process_group()
+        watch.close()
 
 
 def pick_device(name: str, world: World) -> torch.device:
@@ -219,6 +250,9 @@ def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> in
         if failed_at is None and any(codes):
             failed_at = time.monotonic()
             first_failure = next(code for code in codes if code)
+            if first_failure == -signal.SIGKILL:
+                text = f"Process {codes.index(first_failure)} of {len(codes)} was killed (SIGKILL; often because memory ran out)."
+                print(text, file=sys.stderr, flush=True)
         if all(code is not None for code in codes) or (failed_at is not None and time.monotonic() - failed_at > grace_s):
             return 128 - first_failure if first_failure < 0 else first_failure
         time.sleep(0.05)
