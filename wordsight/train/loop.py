@@ -32,7 +32,15 @@ from wordsight.train.log import MetricsLog, Progress
 from wordsight.train.recipe import Recipe
 from wordsight.train.rundir import RunFolder
 from wordsight.train.setup import Evaluator, Parts, build, compile_parts
-from wordsight.train.step import StepLoss, Stepper, average_running_statistics, copy_buffers, put_buffers, recalibrate
+from wordsight.train.step import (
+    StepLoss,
+    Stepper,
+    average_running_statistics,
+    copy_buffers,
+    put_buffers,
+    recalibrate,
+    tracked_norms,
+)
 from wordsight.types import Batch
 
 MAX_SKIPS = 50  # updates in a row that on_nonfinite="skip" passes over before it gives up
@@ -306,15 +314,15 @@ class Trainer:
         return found.step
 
     def _evaluate(self) -> None:
-        """Measure the averaged weights (or the weights) by the recipe's evaluations; keep the best model."""
-        if not self.recipe.evaluations or not self.world.is_main:
+        """Measure the averaged weights (or the weights) by the evaluations, all processes together; keep the best model."""
+        if not self.recipe.evaluations:
             return
         from wordsight.evaluate.results import write_results
 
         system = self._evaluated()
-        figures, records = self.evaluator.run(system)
-        assert self.log is not None
-        self.log.write(self.step, figures)
+        figures, records = self.evaluator.run(system, self.world)
+        if self.log is not None:
+            self.log.write(self.step, figures)
         self.last_metrics = figures
         chosen = self.recipe.best_metric or next(iter(figures))
         figures = {**figures, "step": float(self.step)}
@@ -323,8 +331,9 @@ class Trainer:
         sign = 1 if self.recipe.best_mode == "max" else -1
         if self.best is None or sign * figures[chosen] > sign * self.best["value"]:
             self.best = {"step": self.step, "metric": chosen, "value": figures[chosen]}
-            self.folder.save_model(system, "best", self.step)
-            write_results(self.folder.path, records)
+            if self.world.is_main:
+                self.folder.save_model(system, "best", self.step)
+                write_results(self.folder.path, records)
 
     def _evaluated(self) -> nn.Module:
         """The model that is measured and kept: the averaged weights, or the weights."""
@@ -332,13 +341,15 @@ class Trainer:
         if self.recipe.recalibrate_batches:
             first = itertools.islice(self.parts.loader.batches(), self.recipe.recalibrate_batches)
             recalibrate(system, (self.parts.plain(batch.to(self.device)) for batch in first if len(batch)))
+            share_statistics(system, self.world)  # each process has seen its own rows
         return system
 
     def _finish(self) -> None:
         """The last model, the report, what was drawn and what could not be read."""
         reports = [text for texts in self.world.gather_objects(self._data_reports()) for text in texts]
+        system = self._evaluated()
         if self.world.is_main:
-            self.folder.save_model(self._evaluated(), "last", self.step)
+            self.folder.save_model(system, "last", self.step)
             self.folder.write_report()
             for text in reports:
                 self.progress.say(text)
@@ -384,6 +395,21 @@ def _load_exactly(system: nn.Module, tensors: dict[str, Tensor], folder: Path) -
         system.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint {folder} does not fit the recipe's model: {error}") from error
+
+
+def share_statistics(system: nn.Module, world: World) -> None:
+    """Make running statistics that each process took anew from batches of its own the mean over all of these batches."""
+    for norm in tracked_norms(system) if world.size > 1 else ():
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        own = norm.num_batches_tracked.to(norm.running_mean.dtype)
+        sums = torch.cat([norm.running_mean * own, norm.running_var * own, own[None]])
+        mean, variance, count = world.add(sums).split([len(norm.running_mean), len(norm.running_var), 1])
+        if count > 0:
+            norm.running_mean.copy_(mean / count)
+            norm.running_var.copy_(variance / count)
+        norm.num_batches_tracked.fill_(int(count))
 
 
 @contextmanager

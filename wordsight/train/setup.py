@@ -5,6 +5,7 @@ Shape legend: B batch, H height, W width.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -165,19 +166,36 @@ class Evaluator:
         self._evaluations = evaluations
         self._sources: dict[str, Any] = {}
 
-    def run(self, system: nn.Module) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """(`<name>/<metric>` -> value, records)."""
+    def run(self, system: nn.Module, world: World) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """(`<name>/<metric>` -> value, records), the same in every process.
+
+        The processes share an evaluator's work where its `judge` takes them (`world`); else the main one does it.
+        """
         from wordsight.data.sources import open_source
-        from wordsight.evaluate.results import name_data
 
         figures: dict[str, float] = {}
         records: list[dict[str, Any]] = []
         for evaluation in self._evaluations:
             if evaluation.data not in self._sources:  # indexed once
                 self._sources[evaluation.data] = open_source(evaluation.data)
-            judgement = evaluation.evaluator.judge(system, self._sources[evaluation.data])
-            data, split = name_data(evaluation.data)
-            name = evaluation.name or f"{judgement.task}/{split}"
-            figures |= {f"{name}/{metric}": found.value for metric, found in judgement.metrics.items()}
-            records += judgement.records(data, split)
+            values, found = _judge(evaluation, system, self._sources[evaluation.data], world)
+            figures |= values
+            records += found
         return figures, records
+
+
+def _judge(evaluation: Evaluation, system: nn.Module, source: Any, world: World) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """One evaluation's figures and records, in every process."""
+    from wordsight.evaluate.results import name_data
+    from wordsight.evaluate.sharing import from_main
+
+    def told(judgement: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        data, split = name_data(evaluation.data)
+        name = evaluation.name or f"{judgement.task}/{split}"
+        values = {f"{name}/{metric}": found.value for metric, found in judgement.metrics.items()}
+        return values, judgement.records(data, split)
+
+    judge = evaluation.evaluator.judge
+    if "world" in inspect.signature(judge).parameters:
+        return told(judge(system, source, world=world))
+    return from_main(world, lambda: told(judge(system, source)))
