@@ -1,4 +1,4 @@
-"""`wordsight data stats|check|build`: look at a data set, find what is damaged in it, make shards of it."""
+"""`wordsight data stats|check|build|mine-negatives`: look at a data set, find damage, make shards of it, find hard negatives."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ Examples:
 """,
 )
 def command() -> None:
-    """Look at a data set, find what is damaged in it, make shards of it.
+    """Look at a data set, find what is damaged in it, make shards of it, find hard negatives.
 
-    PATH is a tar shard, glob or brace expansion, a table (CSV, TSV, Parquet, JSON Lines), a folder of either or of pictures, or
-    sample:SPLIT.
+    PATH is a tar shard, glob or brace expansion, a table (CSV, TSV, Parquet, JSON Lines), a folder of either or of pictures, a
+    URL of shards (s3://...), or sample:SPLIT.
     """
 
 
@@ -146,6 +146,7 @@ def check(
 Examples:
   wordsight data build photos/ --out shards
   wordsight data build pairs.csv --out shards --size 256 --format webp --workers 4
+  wordsight data build pairs.csv --out shards --text-rules align,min_ngram_count=3
 """,
 )
 @PATHS
@@ -157,6 +158,7 @@ Examples:
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=90, show_default=True, help="Of webp and jpg.")
 @click.option("--shard-size", type=click.IntRange(1), default=1000, show_default=True, help="Samples in a shard.")
+@click.option("--text-rules", metavar="RULES", help="Leave out noisy texts: align, or align,min_ngram_count=3,max_aspect=none.")
 @SHARE
 @WORKERS
 @JSON
@@ -169,6 +171,7 @@ def build(
     file_format: str | None,
     quality: int,
     shard_size: int,
+    text_rules: str | None,
     max_bad_share: float,
     workers: int,
     as_json: bool,
@@ -190,7 +193,19 @@ def build(
         quality=quality,
         shard_size=shard_size,
     )
-    with tqdm(total=len(source), unit="sample", disable=as_json or not sys.stderr.isatty()) as bar:
+    quiet = as_json or not sys.stderr.isatty()
+    ruled = None
+    if text_rules is not None:
+        from wordsight.data.text_rules import TextRules, rule_source
+
+        rules = TextRules.parse(text_rules)
+        with tqdm(total=len(source), unit="sample", desc="text rules", disable=quiet) as bar:
+            source, ruled = rule_source(source, rules, num_workers=workers, advance=bar.update)
+        if not as_json:
+            click.echo(str(ruled), err=True)
+        if len(source) == 0:
+            raise ValueError(f"the text rules leave nothing: {ruled}")
+    with tqdm(total=len(source), unit="sample", disable=quiet) as bar:
         shards, report = build_shards(source, out, options, num_workers=workers, max_bad_share=max_bad_share, advance=bar.update)
     num_samples, num_bytes = report.drawn - report.count, sum(shard.stat().st_size for shard in shards)
     if as_json:
@@ -202,6 +217,8 @@ def build(
             "bytes": num_bytes,
             "bad": bad,
         }
+        if ruled is not None:
+            found["text_rules"] = {"texts": len(ruled.kept), "texts_kept": int(ruled.kept.sum()), "removed": ruled.removed}
         click.echo(json.dumps(found, indent=1, ensure_ascii=False))
         return
     for one in report.samples[:10]:
@@ -209,6 +226,114 @@ def build(
     if len(report) > 10:
         click.echo(f"Left out: {len(report) - 10} more; `wordsight data check` names them all.", err=True)
     click.echo(f"Wrote {len(shards)} shards with {num_samples:,} samples to {out} ({num_bytes / 1e6:,.1f} MB).")
+
+
+@command.command(
+    "mine-negatives",
+    context_settings=SETTINGS,
+    epilog="""\b
+Examples:
+  wordsight data mine-negatives pairs.csv --model runs/mine --out negatives.parquet
+  wordsight train clip --set data.sources=pairs.csv --set data.num_negatives=4 --set data.negatives_table=negatives.parquet ...
+""",
+)
+@PATHS
+@_columns
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The table to write, .parquet.")
+@click.option("--model", metavar="MODEL", help="Whose text embeddings say what is similar.")
+@click.option(
+    "--vectors",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Embeddings instead: what `wordsight embed --texts` wrote of the lines of --list-texts.",
+)
+@click.option("--list-texts", type=click.Path(dir_okay=False, path_type=Path), help="Write the data's different texts, and stop.")
+@click.option("--k", type=click.IntRange(1), default=8, show_default=True, help="Negatives of each text.")
+@click.option("--max-similarity", type=click.FloatRange(-1, 1), help="Leave out texts that are nearer, which may mean the same.")
+@click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the model's file does not say it.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True)
+@WORKERS
+@JSON
+def mine_negatives(
+    paths: tuple[str, ...],
+    image_column: str | None,
+    caption_columns: tuple[str, ...],
+    out: Path,
+    model: str | None,
+    vectors: Path | None,
+    list_texts: Path | None,
+    k: int,
+    max_similarity: float | None,
+    architecture: str | None,
+    device: str,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Find for each text the most similar texts of other pictures, and write the table that training reads.
+
+    Texts of one picture are never each other's negatives. Give --model, or --vectors.
+    """
+    if sum(option is not None for option in (model, vectors, list_texts)) != 1:
+        raise click.UsageError("give one of --model, --vectors and --list-texts")
+    if out.suffix.lower() != ".parquet":
+        raise click.UsageError(f"--out must end in .parquet, got {out.name}")
+    from tqdm import tqdm
+
+    from wordsight.data.inspect import read_facts
+    from wordsight.data.negatives import mine
+
+    source = _open(paths, image_column, caption_columns)
+    texts: list[str] = []
+    pictures: list[bytes] = []
+    for facts in _progress(read_facts(source, full=False, num_workers=workers), len(source), as_json):
+        own = facts.captions or ((facts.label,) if facts.label else ())
+        texts += own
+        pictures += [facts.digest] * len(own)
+    if not texts:
+        raise ValueError(f"no text in {', '.join(paths)}")
+    different = list(dict.fromkeys(text.replace("\n", " ") for text in texts) if list_texts else dict.fromkeys(texts))
+    if list_texts is not None:
+        list_texts.write_text("\n".join(different) + "\n", encoding="utf-8")
+        click.echo(f"Wrote {len(different):,} texts to {list_texts}; embed them, and give the vectors with --vectors.")
+        return
+    found = _vectors_of(different, vectors, model, architecture, device, as_json)
+    row_of = {text: row for row, text in enumerate(different)}
+    with tqdm(total=len(different), unit="text", disable=as_json or not sys.stderr.isatty()) as bar:
+        mined = mine(
+            texts,
+            found[[row_of[text] for text in texts]],
+            k,
+            picture_ids=pictures,
+            max_similarity=max_similarity,
+            advance=bar.update,
+        )
+    mined.write(out)
+    count = int((mined.places >= 0).sum())
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "texts": len(mined.texts), "negatives": count}, indent=1))
+    else:
+        click.echo(f"Wrote {out}: {len(mined.texts):,} texts with {count / len(mined.texts):.1f} negatives each.")
+
+
+def _vectors_of(
+    texts: list[str], vectors: Path | None, model: str | None, architecture: str | None, device: str, as_json: bool
+) -> Any:
+    """[number of texts, D], from a file of `wordsight embed --texts` or from a model."""
+    if vectors is not None:
+        from wordsight.vectors import read_vectors
+
+        names, found = read_vectors(vectors)
+        row_of = {name: row for row, name in enumerate(names)}
+        missing = [text for text in texts if text.replace("\n", " ") not in row_of]
+        if missing:
+            raise ValueError(
+                f"{vectors} has no vector for {len(missing):,} of {len(texts):,} texts, the first {missing[0]!r:.80}"
+            )
+        return found[[row_of[text.replace("\n", " ")] for text in texts]]
+    from wordsight.cli.loading import load_model
+
+    assert model is not None
+    loaded = load_model(model, architecture, device)
+    return loaded.embed_texts(texts, progress=not as_json and sys.stderr.isatty()).numpy()
 
 
 def _open(paths: tuple[str, ...], image_column: str | None, caption_columns: tuple[str, ...]) -> Source:

@@ -75,6 +75,6 @@ def _absence(thing: str) -> tuple[str, ...]:
 
 
 def _maybe_verb(text: str) -> bool:
-    """Whether the words before the first preposition may end in a verb: "a dog runs", "a girl smiles at a cat"."""
+    """Whether there may be a verb before the first preposition: "a dog runs", "a girl smiles at a cat", "dogs run"."""
     head = _HEAD_END.sub("", f"{_ARTICLE.sub('', text)} ").split()
-    return len(head) > 1 and any(word.endswith("s") and not word.endswith(("ss", "us", "is")) for word in head[1:])
+    return len(head) > 1 and any(word.endswith("s") and not word.endswith(("ss", "us", "is")) for word in head)
