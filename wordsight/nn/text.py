@@ -75,7 +75,8 @@ class TextTransformer(nn.Module):
             [N, D], not normalised.
         """
         end_N = tokens.argmax(dim=1)
-        num_tokens = int(end_N.max()) + 1  # the only wait for the device
+        # the only wait for the device; a compiled tower, whose shapes are fixed when it is traced, computes them all
+        num_tokens = tokens.shape[1] if torch.compiler.is_compiling() else int(end_N.max()) + 1
         tokens_NT = tokens[:, :num_tokens]
         x_NTW = self.token_embedding(tokens_NT) + self.position_embedding[:num_tokens]
         return self.norm_final(self.blocks(x_NTW, end_N, is_causal=True)) @ self.projection

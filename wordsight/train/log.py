@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wordsight.train.distributed import World, num_cores
+
+if TYPE_CHECKING:
+    from wordsight.train.speed import Speed
 
 PACKAGES = ("wordsight", "torch", "numpy", "pillow", "safetensors", "tokenizers", "simplejpeg", "pyarrow")
 
@@ -86,6 +89,7 @@ class Progress:
         self._batch_size, self._total, self._show = batch_size, total_steps, show
         self._began = self._last_line = self._last_speed = time.monotonic()
         self._start = self._last_step = start_step
+        self.speed: Speed | None = None  # set once the run is old enough
         self._speed = open(run_dir / "speed.jsonl", "a") if run_dir else None  # noqa: SIM115 - it stays open as long as the run
         self._bar: Any = None
         if show and sys.stderr.isatty():
@@ -106,6 +110,8 @@ class Progress:
                 "elapsed_s": round(now - self._began, 3),
                 "samples_per_s": round(rate, 1),
             }
+            if self.speed is not None:
+                record |= self.speed.describe(rate)
             self._speed.write(json.dumps(record) + "\n")
             self._speed.flush()
             self._last_speed, self._last_step = now, step
@@ -118,6 +124,10 @@ class Progress:
             left = (self._total - step) / max(pace, 1e-9)
             text = f"step {step}/{self._total}  loss {loss:.4f}  {pace * self._batch_size:.0f} samples/s  {left:.0f} s left"
             print(text, file=sys.stderr, flush=True)
+
+    def elapsed_s(self) -> float:
+        """Seconds since this start of the run."""
+        return time.monotonic() - self._began
 
     def say(self, text: str) -> None:
         """A line for the user that leaves the bar whole."""

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from wordsight.data.prefetch import on_device
 from wordsight.train import checkpoint as checkpoints
-from wordsight.train import distributed, optim
+from wordsight.train import distributed, optim, speed
 from wordsight.train.checkpoint import Checkpoint, DiskFullError
 from wordsight.train.distributed import World
 from wordsight.train.interrupt import Interrupts
@@ -145,6 +145,7 @@ class Trainer:
             world=world,
             micro_batch_size=recipe.micro_batch_size,
             precision=recipe.precision,
+            exchange=recipe.exchange,
             seed=recipe.seed,
             prepare=self.parts.prepare,
         )
@@ -183,6 +184,9 @@ class Trainer:
             if interrupt:
                 return self._leave(interrupt)
             assert batch is not None
+            unmeasured = self.world.is_main and self.progress.speed is None and len(batch) > 0
+            if unmeasured and self.progress.elapsed_s() >= speed.MEASURED_AFTER_S:
+                self.progress.speed = self._measure_speed(batch)
             self._update(batch, self.step + 1, [rows for rows, _ in everyone])
             self.step += 1
             due = self.recipe.evaluate_every_steps
@@ -192,6 +196,17 @@ class Trainer:
                 self._save()
         self._finish()
         return Outcome(self.step, self.total_steps, None, self.last_metrics, self.best)
+
+    def _measure_speed(self, batch: Batch) -> speed.Speed:
+        """What a sample costs and what this device can do, once a start."""
+        system, again = self.parts.system, self.recipe.activation_checkpointing
+        if again:  # what is computed again for memory is no work of the model's
+            system.set_activation_checkpointing(False)
+        flops = self.stepper.flops_per_sample(batch, self.step + 1)
+        if again:
+            system.set_activation_checkpointing(True)
+        rate = speed.matmul_rate(self.device, torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32)
+        return speed.Speed(flops, rate * self.world.size, lambda: speed.peak_memory(self.device))
 
     def _draw(self, batches: Iterator[Batch]) -> Batch | None:
         """The next batch; None where a signal has ended the worker processes with us."""
@@ -314,7 +329,7 @@ class Trainer:
         return found.step
 
     def _evaluate(self) -> None:
-        """Measure the averaged weights (or the weights) by the evaluations, all processes together; keep the best model."""
+        """Measure the averaged weights (or the weights) by the evaluations, all processes together; keep the best."""
         if not self.recipe.evaluations:
             return
         from wordsight.evaluate.results import write_results
