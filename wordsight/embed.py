@@ -132,19 +132,22 @@ class DualEncoderMixin:
             show duplicates; and where the batch has them label_ids [B], weights [B], negatives [B, K, D] and negatives_given [B,
             K].
         """
-        texts = [batch.tokens] if batch.negatives is None else [batch.tokens, batch.negatives]
-        rows = [tokens.flatten(0, -2) for tokens in texts]
-        longest = max(tokens.shape[1] for tokens in rows)
-        padded = [functional.pad(tokens, (0, longest - tokens.shape[1]), value=self._pad_id()) for tokens in rows]
-        encoded = self.encode_text(torch.cat(padded)).split([len(tokens) for tokens in rows])
+        tokens_BCL = batch.tokens if batch.tokens.ndim == 3 else batch.tokens[:, None]
+        texts = [tokens_BCL] if batch.negatives is None else [tokens_BCL, batch.negatives]
+        longest = max(tokens.shape[-1] for tokens in texts)
+        padded = [functional.pad(tokens, (0, longest - tokens.shape[-1]), value=self._pad_id()) for tokens in texts]
+        # a row's texts lie together, as `nn.random` wants them
+        rows_BTL = torch.cat(padded, dim=1)
+        encoded_BTD = self.encode_text(rows_BTL.flatten(0, 1)).unflatten(0, rows_BTL.shape[:2])
+        captions = tokens_BCL.shape[1]
         found = {
             "image": self.encode_image(batch.pixels),
-            "text": encoded[0].unflatten(0, batch.tokens.shape[:-1]),
+            "text": encoded_BTD[:, :captions] if batch.tokens.ndim == 3 else encoded_BTD[:, 0],
             "text_ids": batch.text_ids,
             "image_ids": batch.image_ids,
         }
         if batch.negatives is not None:
-            found["negatives"] = encoded[1].unflatten(0, batch.negatives.shape[:-1])
+            found["negatives"] = encoded_BTD[:, captions:]
         return found | {name: value for name, value in batch.tensors().items() if name in PASSED_ON}
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:

@@ -15,6 +15,16 @@ def test_a_row_draws_the_same_in_every_split() -> None:
     assert torch.equal(torch.cat([draw(7, i, 5, 49) for i in range(0, 30, 5)] + [draw(7, 30, 2, 49)]), whole)
 
 
+def test_several_texts_a_row_draw_the_same_in_every_split() -> None:
+    def texts(first_row: int, rows: int) -> torch.Tensor:
+        with numbered_rows(7, first_row, "cpu", rows):
+            return uniform(3 * rows, 5, stream=1, device="cpu")
+
+    assert torch.equal(torch.cat([texts(i, min(4, 10 - i)) for i in range(0, 10, 4)]), texts(0, 10))
+    with numbered_rows(7, 4, "cpu", 6):
+        assert torch.equal(uniform(6, 5, stream=1, device="cpu"), draw(7, 4, 6, 5))
+
+
 def test_numbers_are_uniform_and_uncorrelated() -> None:
     u = draw(3, 10, 2000, 50).double()
     assert u.min() >= 0

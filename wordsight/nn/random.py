@@ -25,6 +25,7 @@ _WEYL = 0xD1342543DE82EF95 - (1 << 64)
 # [2] int64: the step's seed and the number of the first row at hand. A global and not thread-local: on CUDA autograd's own
 # threads recompute checkpointed blocks. A tensor, so that a compiled model is not compiled again for every step.
 _state: Tensor | None = None
+_num_rows: int | None = None  # rows at hand; a tower that is given k times as many has k texts of each
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -40,14 +41,23 @@ def _wrap(x: int) -> int:
 
 
 @contextmanager
-def numbered_rows(seed: int, first_row: int, device: torch.device | str) -> Iterator[None]:
-    """Inside, `uniform` draws for rows first_row, first_row + 1, ... of the global batch of the step that `seed` stands for."""
-    global _state
-    before, _state = _state, torch.tensor([seed, first_row], dtype=torch.int64, device=device)
+def numbered_rows(seed: int, first_row: int, device: torch.device | str, num_rows: int | None = None) -> Iterator[None]:
+    """Inside, `uniform` draws for rows first_row, first_row + 1, ... of the global batch of the step that `seed` stands for.
+
+    Args:
+        seed: of the step.
+        first_row: number of the first row at hand.
+        device: where the numbers will be wanted.
+        num_rows: rows at hand. A module that is given k times as many (k texts of each row, one row's after the other's) then
+            draws for rows k first_row, k first_row + 1, ..., which are k for each row too. None: one for each.
+    """
+    global _state, _num_rows
+    before, _state = (_state, _num_rows), torch.tensor([seed, first_row], dtype=torch.int64, device=device)
+    _num_rows = num_rows
     try:
         yield
     finally:
-        _state = before
+        _state, _num_rows = before
 
 
 def uniform(rows: int, columns: int, *, stream: int, device: torch.device | str) -> Tensor:
@@ -62,7 +72,8 @@ def uniform(rows: int, columns: int, *, stream: int, device: torch.device | str)
     if _state is None:
         return torch.rand(rows, columns, device=device)
     state = _state.to(device)
-    row_B1 = (torch.arange(rows, device=device) + state[1])[:, None]
+    several = 1 if _num_rows is None else max(1, rows // _num_rows)
+    row_B1 = (torch.arange(rows, device=device) + several * state[1])[:, None]
     column_C = torch.arange(columns, device=device)
     key_B1 = _mix(_mix(state[0] + _wrap(stream * _GAMMA)) + row_B1 * _GAMMA)
     bits_BC = _mix(key_B1 + (column_C + 1) * _WEYL)

@@ -179,7 +179,7 @@ class Stepper:
                 outputs[i] = self._run(parts[i], step, i, starts[i], self._parallel if final else self._forward)
             roots, upstream = gradients(i, outputs[i], final)
             outputs[i] = {}
-            with self._rows(step, starts[i]):  # activation checkpointing draws again in here
+            with self._rows(step, starts[i], len(parts[i])):  # activation checkpointing draws again in here
                 torch.autograd.backward(roots, upstream)
         return loss
 
@@ -189,14 +189,14 @@ class Stepper:
         with _buffers_kept(self.system, active=True):
             return flops_per_sample(self.system, lambda: self._run(part, step, 0, 0, self._forward), len(part))
 
-    def _rows(self, step: int, first_row: int) -> AbstractContextManager[None]:
-        return numbered_rows(derive_seed(self.seed, step), first_row, self.device)
+    def _rows(self, step: int, first_row: int, num_rows: int) -> AbstractContextManager[None]:
+        return numbered_rows(derive_seed(self.seed, step), first_row, self.device, num_rows)
 
     def _run(self, part: Batch, step: int, micro: int, first_row: int, module: nn.Module) -> dict[str, Any]:
         """One micro-batch through the system with its own random numbers, the same whenever it is called."""
         seed = derive_seed(self.seed, step, self.world.rank, micro)
         seed_everything(seed, self.device)
-        with self._rows(step, first_row):
+        with self._rows(step, first_row, len(part)):
             if self.prepare is not None:
                 part = self.prepare(part, row_draws(self.device))
             bf16 = self.precision == "bf16"
