@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ WIDTH = 512
 LARGE, PLAIN = 32_768, 8_192
 CURVE = tuple(1024 * 2**i for i in range(7))  # 1k to 64k
 PLAIN_UP_TO = 16_384  # 1 GB for each copy of the matrix, of which autograd holds several
-GLOBAL_BATCH, MICRO_BATCH = 16_384, 512
+GLOBAL_BATCH, MICRO_BATCH = 16_384, 256
 
 
 def make_inputs(batch: int) -> list[Tensor]:
@@ -91,9 +92,16 @@ def report_memory(loss: str, batch: int) -> int:
     """What `memory_above_features` asks a process: a small loss first, so that the libraries' own memory is there before."""
     loss_and_backward(loss, 4 * TILE, None)()
     step = loss_and_backward(loss, batch, None)
-    before = peak_memory(torch.device("cpu"))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
     step()
-    return peak_memory(torch.device("cpu")) - before
+    return resident("VmHWM") - before
+
+
+def resident(what: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at the high-water mark (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))
 
 
 def training_step() -> dict:
