@@ -53,7 +53,8 @@ def info_nce(
             K kinds agrees, and each row's target is spread evenly over its right columns (each column's over its right rows). If
             None, an image's own texts are. `duplicate_keys` and a batch's `label_ids[None]` are such keys.
         negatives: [M, D], L2-normalised texts that are right for no image: they stand in every image's denominator.
-        weights: [B], not negative: how much each pair counts in both means.
+        weights: [B], not negative: how much each pair counts in both means. A pair of weight 0 asks for nothing; its picture
+            and texts still stand among the answers of the others. If all are 0, the loss is.
         label_smoothing: the share of each target that is spread evenly over everything, right ones included.
         ring: the processes whose batches make one; each calls this with its own rows, as many as it has, and gets the loss of
             all. No process ever holds another's rows for longer than it computes on them. The gradients are those of the sum of
@@ -68,7 +69,8 @@ def info_nce(
         RuntimeError: a second derivative of the tiled version.
     """
     check_range("label_smoothing", label_smoothing, 0.0, 1.0)
-    rows = _Rows(image, text, keys, negatives, weights, tile, ring)
+    _check_shapes(image, text)
+    rows = PairRows(image, text, keys, negatives, weights, tile, ring)
     with torch.autocast(image.device.type, enabled=False):
         if rows.plain:
             logits_BT = log_scale.to(rows.dtype).exp() * image.to(rows.dtype) @ rows.text_TD.to(rows.dtype).T
@@ -109,6 +111,7 @@ def sigmoid(
         keys: as in `info_nce`; every right pair is a positive of its own.
         negatives: [M, D].
         weights: [B], not negative: how much the pairs of each image count; the sum is over w_i l_ij, divided by the sum of w_i.
+            An image of weight 0 is left out; its texts are still wrong for the others. If all are 0, the loss is.
         ring: as in `info_nce`.
 
     Returns:
@@ -118,7 +121,8 @@ def sigmoid(
         ValueError: shapes that do not fit.
         RuntimeError: a second derivative of the tiled version.
     """
-    rows = _Rows(image, text, keys, negatives, weights, tile, ring)
+    _check_shapes(image, text)
+    rows = PairRows(image, text, keys, negatives, weights, tile, ring)
     with torch.autocast(image.device.type, enabled=False):
         if rows.plain:
             logits_BT = log_scale.to(rows.dtype).exp() * image.to(rows.dtype) @ rows.text_TD.to(rows.dtype).T + bias.to(
@@ -180,8 +184,18 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name} must lie in [{low:g}, {high:g}), got {value}")
 
 
-class _Rows:
-    """The arguments that both losses share, checked and in one form: images against a flat list of texts, negatives last."""
+class PairRows:
+    """The arguments that losses over pairs share, checked and in one form: images against a flat list of texts, negatives last.
+
+    Attributes:
+        image: [B, ...], as given.
+        text_TD: [T, D], the images' own texts and the negatives.
+        num_right: how many of them are own texts.
+        wrong_T: bool, the negatives.
+        dtype: what is computed in.
+        plain: whether the plain version is meant.
+        ring: the processes.
+    """
 
     def __init__(
         self,
@@ -193,7 +207,7 @@ class _Rows:
         tile: int | None,
         ring: Ring | None,
     ) -> None:
-        _check_shapes(image, text, negatives, weights)
+        _check_others(image, text, negatives, weights)
         if tile is not None and tile < 0:
             raise ValueError(f"tile is the side of a tile, 0 for the plain version or None to choose; got {tile}")
         self.ring = Ring.of_one() if ring is None else ring
@@ -254,29 +268,37 @@ class _Rows:
         )
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean over all processes' rows or texts, with the gradient of the sum of the processes' equal means."""
+        """The weighted mean over all processes' rows or texts, with the gradient of the sum of the processes' equal means.
+
+        Where all weights are 0 it is 0.
+        """
         if self.weights is None:
             total, count = values.sum(), values.new_tensor(len(values))
         else:
             weights = self.weights.to(values.dtype).repeat_interleave(len(values) // max(len(self.weights), 1))
             total, count = (weights * values).sum(), weights.sum()
+        least = torch.finfo(values.dtype).tiny
         if self.ring.size == 1:
-            return total / count
+            return total / count.clamp_min(least)
         everyone, everyones_count = self.ring.add(torch.stack([total.detach(), count])).unbind()
+        everyones_count = everyones_count.clamp_min(least)
         share = total * (self.ring.size / everyones_count)
         return share + (everyone / everyones_count - share.detach())
 
 
-def _check_shapes(image: Tensor, text: Tensor, negatives: Tensor | None, weights: Tensor | None) -> None:
+def _check_shapes(image: Tensor, text: Tensor) -> None:
     if image.ndim != 2 or text.ndim not in (2, 3) or len(image) != len(text) or image.shape[1] != text.shape[-1]:
         raise ValueError(
             f"image is {tuple(image.shape)} and text {tuple(text.shape)}: they must be [B, D] and [B, D] (or [B, C, D] with C "
             "captions an image), with the same B and D"
         )
+
+
+def _check_others(image: Tensor, text: Tensor, negatives: Tensor | None, weights: Tensor | None) -> None:
     if not (image.is_floating_point() and text.is_floating_point()):
         raise ValueError(f"image is {image.dtype} and text {text.dtype}: embeddings are floating point")
-    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != image.shape[1]):
-        raise ValueError(f"negatives are {tuple(negatives.shape)}, they must be [M, {image.shape[1]}]")
+    if negatives is not None and (negatives.ndim != 2 or negatives.shape[1] != text.shape[-1]):
+        raise ValueError(f"negatives are {tuple(negatives.shape)}, they must be [M, {text.shape[-1]}]")
     if weights is not None and weights.shape != (len(image),):
         raise ValueError(f"weights are {tuple(weights.shape)}, they must be one a pair, [{len(image)}]")
 
