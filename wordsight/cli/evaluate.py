@@ -42,7 +42,7 @@ Examples:
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line.")
 @click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
 @click.option("--split", metavar="NAME", help="Name of the split in results.json. Default: told from PATH.")
-@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
+@click.option("--run", "--run-dir", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
 @click.option("--model", "architecture", metavar="NAME", help="The architecture, where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)

@@ -11,7 +11,13 @@ import click
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipe", required=False)
-@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder: made, or gone on with.")
+@click.option(
+    "--run",
+    "--run-dir",
+    "run_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Run folder: made, or gone on with (--run-dir under torchrun).",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated.")
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
