@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from wordsight.losses import contrastive
 from wordsight.losses.energy import binary_nce, langevin, log_probs, maximum_likelihood, multiclass_nce, phase_difference
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -367,13 +371,22 @@ def test_the_population_minimum_of_siglip_is_the_density_ratio_less_the_noise_a_
     assert found.item() == pytest.approx(loss.item(), rel=2e-3)
 
 
-# ---- the page's demonstration
+# ---- the page
 
 
-@pytest.mark.parametrize(("method", "steps", "most"), [("likelihood", 200, 0.5), ("nce", 300, 0.1)])
+def test_the_pages_code_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "systems" / "energy.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["chains"].shape == (256, 2)
+    names["loss"].backward()
+    assert names["log_partition"].grad.abs() > 0
+
+
+@pytest.mark.parametrize(("method", "steps", "most"), [("likelihood", 100, 0.6), ("nce", 200, 0.2)])
 def test_both_ways_of_training_fit_the_ring_of_the_pages_picture(method: str, steps: int, most: float) -> None:
-    """A fifth of the picture's steps: from 1.17 nats to a few tenths or less; NCE's log Z is the grid's."""
-    script = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "make_pictures" / "energy.py"))
+    """A tenth of the picture's steps: from 1.17 nats to a few tenths or less; NCE's log Z is the grid's."""
+    script = runpy.run_path(str(DOCS / "make_pictures" / "energy.py"))
     energy, estimate = script["fit"](method, steps, generator())
     _, log_z, divergence = script["judge"](energy)
     assert 0 < divergence < most

@@ -1,7 +1,11 @@
 """Rate and distortion: closed forms, the exact gap of each bound, and the curves that gradient descent must come to."""
 
 import math
+import re
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.train.systems import tiny_batch, tiny_clip
 from wordsight.losses.rate_distortion import (
     blahut_arimoto,
     categorical_rate,
@@ -19,8 +24,14 @@ from wordsight.losses.rate_distortion import (
     rate_term,
     reparametrise,
 )
+from wordsight.train.step import Stepper
 
-PAGE = Path(__file__).parents[2] / "docs" / "systems" / "rate_distortion.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PICTURE = SimpleNamespace(
+    **runpy.run_path(str(DOCS / "make_pictures" / "rate_distortion.py"))
+)  # the page's picture is of what is tested here
+
+SIX, UNEVEN = PICTURE.SIX, PICTURE.UNEVEN
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,33 +48,6 @@ def binary_entropy(chance: float) -> float:
 
 def hamming(letters: int) -> torch.Tensor:
     return 1 - torch.eye(letters, dtype=torch.float64)
-
-
-# six letters on a line, not equally likely; the distance to give another one instead grows unevenly and is not symmetric
-SIX = torch.tensor([0.3, 0.25, 0.15, 0.12, 0.1, 0.08], dtype=torch.float64)
-PLACES = torch.tensor([0.0, 1.0, 1.5, 3.0, 3.2, 5.0], dtype=torch.float64)
-UNEVEN = torch.where(PLACES[:, None] < PLACES, 1.0, 0.6) * (PLACES[:, None] - PLACES).abs() ** 1.5
-
-
-def optimise(
-    probs: torch.Tensor, distortion: torch.Tensor, betas: tuple[float, ...], steps: int = 800
-) -> list[tuple[float, float]]:
-    """Rate bound and distortion where gradients on encoder and prior, free tables for each beta, bring rate + beta distortion."""
-    price = torch.tensor(betas, dtype=torch.float64)
-    logits = (normal(len(betas), *distortion.shape) / 10).requires_grad_()
-    prior = torch.zeros(len(betas), 1, distortion.shape[1], dtype=torch.float64, requires_grad=True)
-    # a long memory of old gradients (.999) leaves the small probabilities behind: 11% and more off the curve at beta 8
-    optimizer = torch.optim.Adam([logits, prior], lr=0.1, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        log_posterior = torch.log_softmax(logits, -1)
-        rate = categorical_rate(log_posterior, torch.log_softmax(prior, -1)) @ probs
-        mean_distortion = expected_distortion(log_posterior, distortion) @ probs
-        optimizer.zero_grad()
-        (rate + price * mean_distortion).sum().backward()
-        optimizer.step()
-        schedule.step()
-    return list(zip(rate.tolist(), mean_distortion.tolist(), strict=True))
 
 
 # ---- the pieces
@@ -121,7 +105,7 @@ def test_terms_are_means_over_rows_with_the_price_as_weight() -> None:
     terms = rate_distortion(rate, distortion, 5.0)
     assert [(term.value.item(), term.count, term.weight) for term in terms.values()] == [(3.0, 3, 1.0), (2.0, 3, 5.0)]
     alone = rate_term(rate, 5.0)
-    assert (alone.value.item(), alone.count, alone.weight) == (3.0, 3, 0.2)
+    assert (alone.value.item(), float(alone.count), alone.weight) == (3.0, 3, 0.2)
     for beta in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="beta must be positive"):
             rate_term(rate, beta)
@@ -155,16 +139,9 @@ def test_each_bound_is_too_large_by_the_divergence_that_the_page_names(seed: int
 
 def test_a_gaussian_prior_charges_two_clusters_for_more_than_a_bit() -> None:
     """X is one of two, z ~ N(+-m, v): I(X; Z) <= log 2, but the best Gaussian prior charges log(1 + m^2/v) / 2 without end."""
-    grid = torch.linspace(-40, 40, 80_001, dtype=torch.float64)
-    charged, true = [], []
-    for separation in (1.0, 10.0, 100.0):  # m^2 / v at v = 1
-        m = math.sqrt(separation)
-        mean = torch.tensor([[m], [-m]], dtype=torch.float64)
-        charged.append(gaussian_rate(mean, 0 * mean, None, torch.tensor([1 + separation]).double().log()).mean().item())
-        assert charged[-1] == pytest.approx(math.log1p(separation) / 2, abs=1e-12)
-        density = sum(torch.exp(-((grid - s * m) ** 2) / 2) for s in (1, -1)) / (2 * math.sqrt(2 * math.pi))
-        differential = entropy(density) * (grid[1] - grid[0]).item()
-        true.append(differential - math.log(2 * math.pi * math.e) / 2)
+    charged, true = zip(*(PICTURE.two_clusters(separation) for separation in (1.0, 10.0, 100.0)), strict=True)
+    for separation, found in zip((1.0, 10.0, 100.0), charged, strict=True):
+        assert found == pytest.approx(math.log1p(separation) / 2, abs=1e-12)
     assert true[0] < charged[0] < 1.05 * true[0]  # .337 of .347: nearly tight where the clusters overlap
     assert true[1] < math.log(2) < charged[1] / 1.7
     assert charged[2] / true[2] > 3
@@ -208,14 +185,14 @@ def test_blahut_arimoto_refuses_what_is_no_source() -> None:
 
 @pytest.mark.parametrize(
     ("distortion", "betas"),
-    [(hamming(6), (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)), (UNEVEN, (0.8, 1.2, 1.6, 2.0, 3.0, 4.0, 6.0, 8.0))],
+    [(hamming(6), (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)), (UNEVEN, PICTURE.BETAS)],
     ids=["hamming", "uneven"],
 )
 def test_the_objective_traces_the_curve_of_blahut_and_arimoto_within_half_a_percent(
     distortion: torch.Tensor, betas: tuple[float, ...]
 ) -> None:
     rates = []
-    for beta, (rate, mean_distortion) in zip(betas, optimise(SIX, distortion, betas), strict=True):
+    for beta, (rate, mean_distortion) in zip(betas, PICTURE.trace(SIX, distortion, betas), strict=True):
         expected_rate, expected_mean, _ = blahut_arimoto(SIX, distortion, beta, tolerance=1e-6)
         assert rate == pytest.approx(expected_rate, rel=0.005), beta  # 2% is wanted, .05% was measured
         assert mean_distortion == pytest.approx(expected_mean, rel=0.005), beta
@@ -226,7 +203,7 @@ def test_the_objective_traces_the_curve_of_blahut_and_arimoto_within_half_a_perc
 
 def test_the_objective_gives_the_binary_sources_closed_form_within_2_percent() -> None:
     probs, betas = torch.tensor([0.4, 0.6], dtype=torch.float64), (0.8, 1.2, 1.6, 2.0, 3.0, 4.0, 5.0)
-    for beta, (rate, distortion) in zip(betas, optimise(probs, hamming(2), betas), strict=True):
+    for beta, (rate, distortion) in zip(betas, PICTURE.trace(probs, hamming(2), betas), strict=True):
         assert distortion == pytest.approx(1 / (1 + math.exp(beta)), rel=0.02)
         assert rate == pytest.approx(entropy(probs) - binary_entropy(distortion), rel=0.02)
 
@@ -275,25 +252,8 @@ def test_with_a_free_decoder_the_curve_is_the_line_of_slope_minus_one(beta: floa
 @pytest.mark.parametrize("variances", [(2.25,), (4.0, 1.0, 0.25)], ids=["one", "water-filling"])
 def test_the_gaussian_version_gives_the_gaussian_sources_curve_within_2_percent(variances: tuple[float, ...]) -> None:
     """R(D) = sum_d log(s_d / D_d) / 2, D_d = min(1 / (2 beta), s_d): encoder, decoder and prior learned through drawn codes."""
-    source, betas = torch.tensor(variances), (0.5, 0.75, 1.0, 1.5, 3.0, 6.0)
-    shape, rows, steps, g = (len(betas), len(variances)), 2048, 400, torch.Generator().manual_seed(0)
-    encode, log_variance, decode, prior = (torch.full(shape, value, requires_grad=True) for value in (1.0, -1.0, 0.5, 0.0))
-    optimizer = torch.optim.Adam([encode, log_variance, decode, prior], lr=0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):  # every beta with parameters of its own, side by side
-        x = (torch.randn(rows, 1, len(variances), generator=g) * source.sqrt()).expand(-1, *shape)
-        z = reparametrise(x * encode, log_variance, torch.randn(x.shape, generator=g))
-        rate = gaussian_rate(x * encode, log_variance, None, prior)
-        distortion = (x - z * decode).square().sum(-1)
-        optimizer.zero_grad()
-        (rate + torch.tensor(betas) * distortion).mean(0).sum().backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():  # the expectations over x and z, in closed form
-        variance = log_variance.exp()
-        rates = ((variance + encode**2 * source) / prior.exp() - 1 + prior - log_variance).sum(1) / 2
-        distortions = ((1 - encode * decode) ** 2 * source + decode**2 * variance).sum(1)
-    for beta, rate, distortion in zip(betas, rates.tolist(), distortions.tolist(), strict=True):
+    betas = PICTURE.GAUSSIAN_BETAS
+    for beta, (rate, distortion) in zip(betas, PICTURE.trace_gaussian(variances, betas), strict=True):
         water = [min(1 / (2 * beta), s) for s in variances]
         assert distortion == pytest.approx(sum(water), rel=0.02), beta
         assert rate == pytest.approx(sum(math.log(s / w) for s, w in zip(variances, water, strict=True)) / 2, rel=0.02), beta
@@ -308,3 +268,48 @@ def test_info_nce_bounds_the_distortion_up_to_a_constant_and_never_says_more_tha
         losses.append(F.cross_entropy(50 * z @ z.T, torch.arange(batch)).item())
     said = math.log(batch) - sum(losses) / len(losses)
     assert 0.9 * math.log(batch) < said <= math.log(batch) < math.log(64)
+
+
+# ---- the page's system
+
+
+@pytest.fixture(scope="module")
+def compressed() -> type:
+    """The class as the page gives it."""
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "systems" / "rate_distortion.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["CompressedCLIP"]
+
+
+def test_a_system_that_adds_the_term_as_the_page_says_keeps_exact_gradients(compressed: type) -> None:
+    torch.manual_seed(0)
+    model, batch = compressed(tiny_clip().config, beta=20.0).double().train(), tiny_batch(dtype=torch.float64)
+    found = {}
+    for micro in (12, 5):
+        model.zero_grad()
+        loss = Stepper(model, micro_batch_size=micro).backward(batch, step=3)
+        found[micro] = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        assert set(loss.terms) == {"contrastive", "rate"}
+        assert loss.total.item() == pytest.approx((loss.terms["contrastive"] + loss.terms["rate"] / 20).item(), rel=1e-12)
+    for name, gradient in found[12].items():
+        torch.testing.assert_close(found[5][name], gradient, rtol=0, atol=1e-12)
+        assert gradient.abs().max() > 0, name
+
+
+def test_the_price_of_the_pages_system_decides_what_its_code_says(compressed: type) -> None:
+    rates, losses = [], []
+    for beta in (1.0, 100.0):
+        torch.manual_seed(0)
+        model, batch = compressed(tiny_clip().config, beta=beta).train(), tiny_batch()
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for step in range(60):
+            model.zero_grad()
+            terms = Stepper(model).backward(batch, step=step).terms
+            optimizer.step()
+        rates.append(terms["rate"].item())
+        losses.append(terms["contrastive"].item())
+    assert rates[0] < rates[1] / 2
+    assert losses[0] > losses[1]
+    model.eval()
+    assert torch.equal(model.encode_image(batch.pixels), model.encode_image(batch.pixels))

@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from wordsight.losses.ring import Ring
 from wordsight.types import Term
 
 
@@ -116,7 +117,7 @@ def rate_distortion(rate: Tensor, distortion: Tensor, beta: float) -> dict[str, 
     return {"rate": Term(rate.sum(), len(rate)), "distortion": Term(distortion.sum(), len(rate), _price(beta))}
 
 
-def rate_term(rate: Tensor, beta: float) -> Term:
+def rate_term(rate: Tensor, beta: float, ring: Ring | None = None) -> Term:
     """The rate, for a system whose own loss is the distortion: minimising loss + rate / beta is minimising rate + beta loss.
 
     The loss of a masked system is -log p(x|z) already. A contrastive system's bounds the distortion up to a constant: with B
@@ -126,6 +127,8 @@ def rate_term(rate: Tensor, beta: float) -> Term:
     Args:
         rate: [B], nats, from `gaussian_rate` or `categorical_rate`.
         beta: the price of a nat of distortion in nats of rate, positive.
+        ring: the processes that hold the batch's other rows, as a contrastive system's `loss_from_embeddings` is given it. The
+            term is then that of all rows, its gradients those of the sum of the processes' losses, as in `losses.contrastive`.
 
     Returns:
         A term of weight 1 / beta whose count is the rows.
@@ -133,7 +136,10 @@ def rate_term(rate: Tensor, beta: float) -> Term:
     Raises:
         ValueError: if beta is not positive.
     """
-    return Term(rate.sum(), len(rate), 1 / _price(beta))
+    own, count = rate.sum(), torch.tensor(len(rate), dtype=rate.dtype, device=rate.device)
+    if ring is None:
+        return Term(own, count, 1 / _price(beta))
+    return Term(ring.add(own) + ring.size * (own - own.detach()), ring.add(count), 1 / _price(beta))
 
 
 @torch.no_grad()
