@@ -156,7 +156,7 @@ class DualEncoderMixin:
         self.text_tower.set_activation_checkpointing(enabled)
 
     def _pad_id(self) -> int:
-        return 0 if self.tokenizer is None else self.tokenizer.pad_id
+        return getattr(self.config.text, "pad_id", 0) if self.tokenizer is None else self.tokenizer.pad_id
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """A PIL image of any size and mode -> normalised float32 [3, H, W], as this model wants it."""

@@ -1,9 +1,9 @@
-"""The attention pool against torch's multi-head attention over every place, of which only the first output is used."""
+"""The attention pools against torch's multi-head attention: one output of all places', and a probe's answer."""
 
 import torch
 import torch.nn.functional as F
 
-from wordsight.nn.pool import AttentionPool
+from wordsight.nn.pool import AttentionPool, MAPPool
 
 
 def reference(pool: AttentionPool, x: torch.Tensor) -> torch.Tensor:
@@ -51,3 +51,24 @@ def test_half_precision_scores_are_soft_maxed_in_float32() -> None:
     out = pool(torch.randn(2, 64, 2, 2, dtype=torch.bfloat16) * 20)
     assert out.dtype is torch.bfloat16
     assert out.isfinite().all()
+
+
+def test_a_probe_gets_what_torchs_attention_answers_it() -> None:
+    torch.manual_seed(0)
+    pool = MAPPool(16, 4, 24, "gelu_tanh", norm_eps=1e-6).double()
+    torch.nn.init.normal_(pool.attn.qkv.bias)
+    peer = torch.nn.MultiheadAttention(16, 4, batch_first=True).double()
+    peer.load_state_dict(
+        {
+            "in_proj_weight": pool.attn.qkv.weight,
+            "in_proj_bias": pool.attn.qkv.bias,
+            "out_proj.weight": pool.attn.proj.weight,
+            "out_proj.bias": pool.attn.proj.bias,
+        }
+    )
+    x = torch.randn(3, 7, 16, dtype=torch.float64)
+    answer = peer(pool.probe.expand(3, 1, 16), x, x)[0][:, 0]
+    hidden = pool.mlp.fc1(F.layer_norm(answer, (16,), pool.norm.weight, pool.norm.bias, 1e-6))
+    torch.testing.assert_close(pool(x), answer + pool.mlp.fc2(F.gelu(hidden, approximate="tanh")), rtol=0, atol=1e-12)
+    order = torch.randperm(7)
+    torch.testing.assert_close(pool(x[:, order]), pool(x), rtol=0, atol=1e-12)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wordsight.nn.text import TextConfig, TextTransformer
+from wordsight.nn.text import SigLIPText, SigLIPTextConfig, TextConfig, TextTransformer
 
 END = 99
 
@@ -83,3 +83,40 @@ def test_weights_start_as_published() -> None:
         assert weight.std().item() == pytest.approx(std, rel=0.05)
         assert abs(weight.mean().item()) < 0.05 * std
     assert block.attn.qkv.bias.abs().max() == block.attn.proj.bias.abs().max() == 0
+
+
+@pytest.fixture(scope="module")
+def padded() -> SigLIPText:
+    torch.manual_seed(0)
+    config = SigLIPTextConfig(vocab_size=100, context_length=12, width=16, num_layers=2, num_heads=2, pad_id=1)
+    return SigLIPText(config, 8, "gelu_tanh").double()
+
+
+@pytest.mark.parametrize("length", [1, 5, 11, 12])
+def test_siglip_reads_the_last_of_all_its_places_however_long_a_row_comes(padded: SigLIPText, length: int) -> None:
+    short = torch.randint(2, 100, (3, length))
+    full = torch.full((3, 12), 1)
+    full[:, :length] = short
+    torch.testing.assert_close(padded(short), padded(full), rtol=0, atol=1e-12)
+    tokens = padded.token_embedding(full) + padded.position_embedding
+    last = padded.norm_final(padded.blocks.forward_tokens(tokens))[:, -1]
+    torch.testing.assert_close(padded(full), padded.head(last), rtol=0, atol=1e-12)
+
+
+def test_siglip_sees_padding_and_every_place(padded: SigLIPText) -> None:
+    tokens = torch.full((1, 12), 1)
+    tokens[0, :4] = torch.tensor([5, 6, 7, 8])
+    for place in range(12):
+        changed = tokens.clone()
+        changed[0, place] = 50
+        assert (padded(changed) - padded(tokens)).abs().max() > 1e-4, place
+
+
+def test_siglip_text_starts_as_in_big_vision() -> None:
+    torch.manual_seed(0)
+    tower = SigLIPText(SigLIPTextConfig(vocab_size=500, width=128, num_layers=1, num_heads=2), 64, "gelu_tanh")
+    for weight in (tower.token_embedding.weight, tower.position_embedding, tower.head.weight):
+        assert weight.std().item() == pytest.approx(128**-0.5, rel=0.05)
+    assert not tower.head.bias.any()
+    with pytest.raises(ValueError, match=r"pad_id must be in \[0, 500\), got 500"):
+        SigLIPTextConfig(vocab_size=500, pad_id=500)

@@ -54,3 +54,36 @@ def test_dropping_makes_a_patch_weightless() -> None:
 def test_impossible_configs_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         ViTConfig(**{"image_size_px": 32, **bad})
+
+
+MAP = {"pool": "map", "patch_bias": True, "norm_pre": False, "norm_eps": 1e-6}
+
+
+def test_a_probe_asks_the_normed_patches_and_there_is_no_class_token() -> None:
+    vit, pixels = tower(**MAP), torch.randn(3, 3, 32, 32)
+    tokens = vit.forward_tokens(pixels)
+    assert tokens.shape == (3, 16, 16)
+    assert vit.class_token is None
+    assert "class_token" not in vit.state_dict()
+    assert vit.position_embedding.shape == (16, 16)
+    torch.testing.assert_close(vit(pixels), vit.pool(vit.norm_post(tokens)) @ vit.projection, rtol=0, atol=1e-6)
+    assert tower(**MAP, patch_dropout=0.5).train().forward_tokens(pixels).shape == (3, 8, 16)
+
+
+def test_map_towers_start_as_in_big_vision() -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(ViTConfig(image_size_px=32, patch_size_px=8, width=128, num_layers=1, num_heads=2, **MAP), 8, "gelu")
+    glorot = (6 / (128 + 128)) ** 0.5
+    for weight in (*vit.blocks[0].attn.qkv.weight.chunk(3), vit.blocks[0].attn.proj.weight, *vit.pool.attn.qkv.weight.chunk(3)):
+        assert weight.abs().max().item() == pytest.approx(glorot, rel=0.01)
+    assert vit.pool.mlp.fc1.weight.abs().max().item() == pytest.approx((6 / (128 + 512)) ** 0.5, rel=0.01)
+    assert 0 < vit.blocks[0].mlp.fc2.bias.abs().max().item() < 1e-5
+    assert vit.pool.probe.abs().max().item() == pytest.approx((6 / 129) ** 0.5, rel=0.05)
+    assert vit.patch_embed.weight.std().item() == pytest.approx((3 * 8 * 8) ** -0.5, rel=0.02)
+    assert not vit.patch_embed.bias.any()
+    assert vit.position_embedding.std().item() == pytest.approx(128**-0.5, rel=0.05)
+
+
+def test_an_unknown_pool_is_named() -> None:
+    with pytest.raises(ValueError, match="pool must be one of class, map, got 'mean'"):
+        ViTConfig(pool="mean")

@@ -11,16 +11,23 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from wordsight.nn.bert import Bert, BertConfig
 from wordsight.nn.convnet import ConvNet, ConvNetConfig
+from wordsight.nn.efficientnet import EfficientNet, EfficientNetConfig
 from wordsight.nn.resnet import ModifiedResNet, ResNetConfig
-from wordsight.nn.text import TextConfig, TextTransformer
+from wordsight.nn.text import SigLIPText, SigLIPTextConfig, TextConfig, TextTransformer
 from wordsight.nn.vit import VisionTransformer, ViTConfig
 
-ImageConfig = ViTConfig | ResNetConfig | ConvNetConfig
-TextTowerConfig = TextConfig
+ImageConfig = ViTConfig | ResNetConfig | ConvNetConfig | EfficientNetConfig
+TextTowerConfig = TextConfig | BertConfig | SigLIPTextConfig
 # names as they stand in JSON
-IMAGE_TOWERS: dict[str, type] = {"vit": ViTConfig, "resnet": ResNetConfig, "convnet": ConvNetConfig}
-TEXT_TOWERS: dict[str, type] = {"transformer": TextConfig}
+IMAGE_TOWERS: dict[str, type] = {
+    "vit": ViTConfig,
+    "resnet": ResNetConfig,
+    "convnet": ConvNetConfig,
+    "efficientnet": EfficientNetConfig,
+}
+TEXT_TOWERS: dict[str, type] = {"transformer": TextConfig, "bert": BertConfig, "siglip": SigLIPTextConfig}
 
 Config = TypeVar("Config")
 
@@ -34,6 +41,8 @@ def build_image_tower(config: ImageConfig, embed_dim: int, activation: str) -> n
             return ModifiedResNet(config, embed_dim)
         case ConvNetConfig():
             return ConvNet(config, embed_dim)
+        case EfficientNetConfig():
+            return EfficientNet(config, embed_dim)
     raise ValueError(f"an image tower's config is one of {', '.join(IMAGE_TOWERS)}, got {type(config).__name__}")
 
 
@@ -42,6 +51,10 @@ def build_text_tower(config: TextTowerConfig, embed_dim: int, activation: str) -
     match config:
         case TextConfig():
             return TextTransformer(config, embed_dim, activation)
+        case SigLIPTextConfig():
+            return SigLIPText(config, embed_dim, activation)
+        case BertConfig():
+            return Bert(config, embed_dim)
     raise ValueError(f"a text tower's config is one of {', '.join(TEXT_TOWERS)}, got {type(config).__name__}")
 
 

@@ -1,12 +1,17 @@
-"""CLIP's attention pool over a feature map (arXiv 2103.00020, section 2.4): the map's mean asks, every place answers.
+"""Pools by attention: over CLIP's feature maps the map's mean asks, in SigLIP a learned probe does.
 
-Shape legend: B batch, T = 1 + places, W width of the map, H heads, D width of a head, E embedding width.
+CLIP, arXiv 2103.00020, section 2.4; MAP, "multihead attention pooling", arXiv 1810.00825, section 3.3, and 2106.04560.
+
+Shape legend: B batch, T tokens (in CLIP's 1 + places), W width, H heads, D width of a head, E embedding width.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from wordsight.nn.attention import Attention
+from wordsight.nn.transformer import MLP
 
 
 class AttentionPool(nn.Module):
@@ -49,3 +54,29 @@ class AttentionPool(nn.Module):
         mixed_BHW = weights_BHT @ x_BTW
         out_BHD = torch.einsum("bhw,hdw->bhd", mixed_BHW, self.v.weight.unflatten(0, heads)) + self.v.bias.unflatten(0, heads)
         return self.proj(out_BHD.flatten(1))
+
+
+class MAPPool(nn.Module):
+    """A learned probe asks all tokens; then x + mlp(norm(x)).
+
+    Args:
+        width: W.
+        num_heads: H, divides W.
+        mlp_width: hidden width of the MLP.
+        activation: of the MLP.
+        norm_eps: of the layer norm.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: str, norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        bound = (6 / (1 + width)) ** 0.5  # Glorot's, from one number to W
+        self.probe = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+        self.attn = Attention(width, num_heads)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.mlp = MLP(width, mlp_width, activation)
+
+    def forward(self, x_BTW: Tensor) -> Tensor:
+        """[B, T, W] -> [B, W]."""
+        probe_B1W = self.probe.to(x_BTW.dtype).expand(len(x_BTW), 1, -1)
+        pooled_BW = self.attn.forward_row(x_BTW, probe_B1W)[:, 0]
+        return pooled_BW + self.mlp(self.norm(pooled_BW))

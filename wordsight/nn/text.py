@@ -1,4 +1,6 @@
-"""CLIP's causal text transformer (arXiv 2103.00020, section 2.4), computed only as far as the batch's longest caption.
+"""CLIP's causal text transformer (arXiv 2103.00020, section 2.4), computed only as far as the longest caption, and SigLIP's.
+
+SigLIP's (arXiv 2303.15343) sees all places in both directions, padding too, and is read at the last one.
 
 Shape legend: N texts, L context length, T tokens that are computed, W width, D embedding width.
 """
@@ -9,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from wordsight.nn.transformer import Block, Transformer
+from wordsight.nn.transformer import Block, Transformer, init_glorot, init_lecun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +101,89 @@ class TextTransformer(nn.Module):
             nn.init.normal_(block.attn.proj.weight, std=residual_std)
             nn.init.normal_(block.mlp.fc1.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.fc2.weight, std=residual_std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigLIPTextConfig:
+    """The architecture of SigLIP's text transformer.
+
+    Attributes:
+        vocab_size: tokens.
+        context_length: L, the length of every row.
+        width: W.
+        num_layers: blocks.
+        num_heads: heads.
+        mlp_ratio: hidden width of the MLP over W.
+        stochastic_depth: the last block's rate of being skipped in training.
+        pad_id: what fills a row behind its text. It is seen like any other token: with another one outputs are others.
+        norm_eps: of the layer norms.
+    """
+
+    vocab_size: int = 32_000
+    context_length: int = 64
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    stochastic_depth: float = 0.0
+    pad_id: int = 1
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pad_id < self.vocab_size:
+            raise ValueError(f"pad_id must be in [0, {self.vocab_size}), got {self.pad_id}")
+
+
+class SigLIPText(nn.Module):
+    """Tokens through a transformer without a mask; the last place's output, normalised, through a linear layer is the embedding.
+
+    Padding is a part of the text here, as in training: a row is filled up to the context length, however long it comes, so that
+    how far a batch is padded changes nothing. (transformers and open_clip read a shorter row at its own last place, where these
+    models were never trained.) Weights start as in big_vision's code.
+
+    Args:
+        config: the architecture.
+        embed_dim: D.
+        activation: of the MLPs.
+    """
+
+    def __init__(self, config: SigLIPTextConfig, embed_dim: int, activation: str) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.blocks = Transformer(
+            width=width,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            mlp_width=round(width * config.mlp_ratio),
+            activation=activation,
+            stochastic_depth=config.stochastic_depth,
+            norm_eps=config.norm_eps,
+        )
+        self.norm_final = nn.LayerNorm(width, eps=config.norm_eps)
+        self.head = nn.Linear(width, embed_dim)
+        nn.init.normal_(self.token_embedding.weight, std=width**-0.5)
+        nn.init.normal_(self.position_embedding, std=width**-0.5)
+        init_glorot(self.blocks)
+        init_lecun(self.head)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed texts.
+
+        Args:
+            tokens: int64 [N, <= L], padded with `pad_id` behind each row's end token.
+
+        Returns:
+            [N, D], not normalised.
+        """
+        length = self.config.context_length
+        tokens_NL = functional.pad(tokens, (0, length - tokens.shape[1]), value=self.config.pad_id)
+        x_NLW = self.token_embedding(tokens_NL) + self.position_embedding
+        last_N = torch.full((len(tokens),), length - 1, dtype=torch.int64, device=tokens.device)
+        return self.head(self.norm_final(self.blocks(x_NLW, last_N)))
+
+    def set_activation_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.blocks.activation_checkpointing = enabled

@@ -7,6 +7,7 @@ Shape legend: B batch, T tokens, W width, R rows asked for (1).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from wordsight.nn.attention import Attention
 from wordsight.nn.random import uniform
 
-Activation = Literal["quick_gelu", "gelu"]
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
 
 class QuickGELU(nn.Module):
@@ -28,7 +29,11 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) * (1 / 1.702)
 
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # what JAX calls gelu; differs from GELU by up to .0005
+}
 
 
 def make_activation(name: str) -> nn.Module:
@@ -103,7 +108,7 @@ class Transformer(nn.ModuleList):
         num_layers: how many blocks, at least 1.
         num_heads: heads of each.
         mlp_width: hidden width of each MLP.
-        activation: "quick_gelu" or "gelu".
+        activation: "quick_gelu", "gelu" or "gelu_tanh".
         stochastic_depth: the last block's rate; it grows linearly from 0 at the first.
         norm_eps: of the layer norms.
 
@@ -162,3 +167,25 @@ def depth_rates(rate: float, num_layers: int) -> list[float]:
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"stochastic_depth must lie in [0, 1), got {rate}")
     return [rate * i / max(num_layers - 1, 1) for i in range(num_layers)]
+
+
+@torch.no_grad()
+def init_glorot(module: nn.Module) -> None:
+    """Draw the attentions and MLPs in a module anew as big_vision does: each matrix alone by Glorot's rule, MLP biases near 0."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            for weight in (*part.qkv.weight.chunk(3), part.proj.weight):
+                nn.init.xavier_uniform_(weight)
+        elif isinstance(part, MLP):
+            for linear in (part.fc1, part.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+
+
+def init_lecun(layer: nn.Conv2d | nn.Linear) -> None:
+    """Flax's default for a layer: a normal cut off at two standard deviations, of variance 1 / fan-in in all, and no bias."""
+    fan_in = layer.weight[0].numel()
+    std = fan_in**-0.5 / 0.87962566103423978  # what the cut leaves of it
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
