@@ -70,7 +70,7 @@ class Ring:
         block: Block,
         sizes: Sequence[int],
         visit: Callable[[Block, int], Tensor | None],
-        merge: Callable[[Tensor, Tensor], Tensor] = torch.add,
+        merge: Callable[[Tensor, Tensor], Tensor] = Tensor.add_,
     ) -> Tensor | None:
         """Show every process's block to `visit`, once, and bring home what was made for this process's own.
 
@@ -78,7 +78,7 @@ class Ring:
             block: tensors [T, ...] of this process; they are not changed.
             sizes: T of every process, in rank order.
             visit: (a block, the rank that it is from) -> what this process adds for its rows, [T, X]; or None, on every process.
-            merge: puts two such additions together.
+            merge: puts two such additions together, in the memory of the first if it likes.
 
         Returns:
             all processes' additions for the own block, merged; None if there are none.

@@ -57,7 +57,7 @@ class Pairs:
         return torch.promote_types(torch.promote_types(self.image_RD.dtype, self.text_TD.dtype), torch.float32)
 
     def around(
-        self, visit: Callable[..., Tensor | None], *extra: Tensor, merge: Callable[..., Tensor] = torch.add
+        self, visit: Callable[..., Tensor | None], *extra: Tensor, merge: Callable[..., Tensor] = Tensor.add_
     ) -> Tensor | None:
         """`Ring.around` for the columns, with more that is known of them; `visit` gets (columns, their owner)."""
         return self.ring.around([self.text_TD, self.text_keys_TK, self.wrong_T, *extra], self.sizes, visit, merge)
@@ -105,7 +105,8 @@ class Pairs:
         assert at_text_TD is not None
         at_image_RD *= scale
         at_text_TD *= scale
-        at_log_scale = (at_image_RD * self.image_RD).sum()  # sum over pairs of gradient times logit
+        # the sum over pairs of gradient times logit, without another [R, D]
+        at_log_scale = torch.einsum("rd,rd->r", at_image_RD, self.image_RD.to(self.dtype)).sum()
         return (
             at_image_RD.to(self.image_RD.dtype),
             at_text_TD.to(self.text_TD.dtype),
