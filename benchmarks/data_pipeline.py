@@ -1,7 +1,8 @@
 """The data pipeline beside open_clip's (webdataset, PIL, torchvision), on the same shards: images a second on one core at 224 px.
 
 Both read tar shards of JPEGs with captions, shuffle, decode, crop as for training, tokenise, collate and normalise, in this
-process on one thread, a whole pass at a time, in turns; the time is the processor's.
+process on one thread, a whole pass at a time, in turns; the time is the processor's. Once for pictures of 300 to 640 px, once for
+those of 500 to 1,500 px, of which JPEGs that are far too large are decoded at a half (training; in evaluation where it is asked for).
 `python -m benchmarks.data_pipeline --json OUT` writes the rows.
 """
 
@@ -31,13 +32,18 @@ NUM_SHARDS = 4
 BATCH_SIZE = 64
 REPEATS = 5
 SIZES = ((500, 375), (375, 500), (480, 480), (400, 300), (640, 427))
+WEB_SIZES = ((500, 375), (640, 427), (800, 600), (1024, 683), (683, 1024), (900, 900), (1280, 853), (1500, 1000))
+NUM_WEB_IMAGES = 128
 MUST = 1.0
+MUST_WEB = 2.0
 
 
 def make_picture(rng: np.random.Generator, size: tuple[int, int], things: list[Image.Image]) -> Image.Image:
     """A picture with the spectrum of photos (amplitude falls with frequency), a few things with edges in it."""
     total_HW3 = np.full((size[1], size[0], 3), 128.0, np.float32)
-    for cells in (3, 6, 12, 24, 48, 96, 192):
+    for cells in (3, 6, 12, 24, 48, 96, 192, 384, 768):
+        if cells > max(192, max(size) / 2):
+            break
         noise = rng.normal(scale=150 / cells**0.6, size=(cells, cells, 3)).astype(np.float32)
         channels = [Image.fromarray(noise[..., c]).resize(size, Image.Resampling.BICUBIC) for c in range(3)]
         total_HW3 += np.stack([np.asarray(channel) for channel in channels], axis=-1)
@@ -48,8 +54,8 @@ def make_picture(rng: np.random.Generator, size: tuple[int, int], things: list[I
     return picture
 
 
-def make_shards(folder: Path) -> list[str]:
-    """Tar shards of JPEGs of 300 to 640 px with captions, as img2dataset writes them."""
+def make_shards(folder: Path, sizes: tuple[tuple[int, int], ...], number: int) -> list[str]:
+    """Tar shards of JPEGs with captions, as img2dataset writes them."""
     from wordsight.data import open_source
     from wordsight.data.decode import decode
 
@@ -60,9 +66,9 @@ def make_shards(folder: Path) -> list[str]:
     paths = [folder / f"{i:05d}.tar" for i in range(NUM_SHARDS)]
     for shard, path in enumerate(paths):
         with tarfile.open(path, "w") as tar:
-            for i in range(shard, NUM_IMAGES, NUM_SHARDS):
+            for i in range(shard, number, NUM_SHARDS):
                 file = io.BytesIO()
-                make_picture(rng, SIZES[i % len(SIZES)], things).save(file, "JPEG", quality=90)
+                make_picture(rng, sizes[i % len(sizes)], things).save(file, "JPEG", quality=90)
                 texts = [sample.captions[0] for sample in samples]
                 caption = f"a photo of a {texts[i % 64]} and a {texts[(i + 7) % 64]} in front of a wall"
                 meta = {"caption": caption, "key": f"{i:09d}", "status": "success"}
@@ -73,7 +79,7 @@ def make_shards(folder: Path) -> list[str]:
     return [str(path) for path in paths]
 
 
-def peer_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
+def peer_pass(shards: list[str], *, is_train: bool, number: int) -> Callable[[], int]:
     """open_clip's own training data path with its transforms and tokenizer; each call is one pass over the shards."""
     import_open_clip()  # makes torchvision's import work too
     import open_clip
@@ -86,8 +92,8 @@ def peer_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
     args = SimpleNamespace(
         train_data=braces,
         val_data=braces,
-        train_num_samples=NUM_IMAGES,
-        val_num_samples=NUM_IMAGES,
+        train_num_samples=number,
+        val_num_samples=number,
         train_data_upsampling_factors=None,
         dataset_resampled=False,
         seed=0,
@@ -106,8 +112,9 @@ def peer_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
     return one_pass
 
 
-def our_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
-    """Wordsight's loader (training) or reader (evaluation) with the same texts and the same normalisation."""
+def our_pass(shards: list[str], *, is_train: bool, reduced: bool = False) -> Callable[[], int]:
+    """Wordsight's loader (training) or reader (evaluation; `reduced`: decoding at a reduced scale) with the same texts and the same
+    normalisation."""
     from wordsight.data import Loader, iterate, open_source
     from wordsight.data.tokenize import ClipTokenizer
     from wordsight.data.transform import Preprocess, TrainTransform
@@ -118,7 +125,7 @@ def our_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
 
         def read() -> int:
             seen = 0
-            for part in iterate(source, preprocess, batch_size=BATCH_SIZE):
+            for part in iterate(source, preprocess, batch_size=BATCH_SIZE, reduced_decode=reduced):
                 tokenizer([sample.captions[0] for sample in part.samples])
                 seen += len(part.pixels)
             return seen
@@ -135,7 +142,9 @@ def our_pass(shards: list[str], *, is_train: bool) -> Callable[[], int]:
     return one_pass
 
 
-def compare(name: str, ours: Callable[[], int], peer: Callable[[], int], must: float | None, note: str) -> dict[str, Any]:
+def compare(
+    name: str, ours: Callable[[], int], peer: Callable[[], int], must: float | None, note: str, *, number: int
+) -> dict[str, Any]:
     """Passes in turns; the median of each side, and of the ratios of neighbours."""
     rates: dict[str, list[float]] = {"ours": [], "peer": []}
     for repeat in range(REPEATS + 1):
@@ -143,7 +152,7 @@ def compare(name: str, ours: Callable[[], int], peer: Callable[[], int], must: f
             start = time.process_time()  # of this process alone, so that what else the machine does is no part of it
             seen = one_pass()
             rate = seen / (time.process_time() - start)
-            assert seen == NUM_IMAGES, f"{side} gave {seen} of {NUM_IMAGES} images"
+            assert seen == number, f"{side} gave {seen} of {number} images"
             if repeat:  # the first pass warms up
                 rates[side].append(rate)
     ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["peer"], strict=True))
@@ -159,27 +168,29 @@ def compare(name: str, ours: Callable[[], int], peer: Callable[[], int], must: f
 
 
 def run() -> list[dict[str, Any]]:
-    """Both rows: reading for training and for evaluation."""
+    """Reading for training and for evaluation, of middling and of web sizes."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        shards = make_shards(Path(folder))
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as web_folder:
+        shards = make_shards(Path(folder), SIZES, NUM_IMAGES)
         what = f"{NUM_IMAGES} JPEGs of 300 to 640 px in {NUM_SHARDS} shards, median of {REPEATS} passes in turns"
-        return [
-            compare(
-                "data pipeline, training, 224 px",
-                our_pass(shards, is_train=True),
-                peer_pass(shards, is_train=True),
-                MUST,
-                f"{what}; peer: open_clip's loader",
-            ),
-            compare(
-                "data pipeline, evaluation, 224 px",
-                our_pass(shards, is_train=False),
-                peer_pass(shards, is_train=False),
-                MUST,
-                f"{what}; both give PIL's pixels",
-            ),
-        ]
+        for is_train, name, note in (
+            (True, "data pipeline, training, 224 px", "peer: open_clip's loader"),
+            (False, "data pipeline, evaluation, 224 px", "both give PIL's pixels"),
+        ):
+            ours, peer = our_pass(shards, is_train=is_train), peer_pass(shards, is_train=is_train, number=NUM_IMAGES)
+            rows.append(compare(name, ours, peer, MUST, f"{what}; {note}", number=NUM_IMAGES))
+        shards = make_shards(Path(web_folder), WEB_SIZES, NUM_WEB_IMAGES)
+        what = f"{NUM_WEB_IMAGES} JPEGs of 500 to 1,500 px in {NUM_SHARDS} shards, median of {REPEATS} passes in turns"
+        for is_train, reduced, name, must, note in (
+            (True, False, "data pipeline, training, web sizes, 224 px", MUST_WEB, "peer: open_clip's loader"),
+            (False, True, "data pipeline, evaluation, reduced_decode, web sizes, 224 px", MUST_WEB, "within 2 of 255 of PIL's"),
+            (False, False, "data pipeline, evaluation, web sizes, 224 px", MUST, "both give PIL's pixels"),
+        ):
+            ours = our_pass(shards, is_train=is_train, reduced=reduced)
+            peer = peer_pass(shards, is_train=is_train, number=NUM_WEB_IMAGES)
+            rows.append(compare(name, ours, peer, must, f"{what}; {note}", number=NUM_WEB_IMAGES))
+    return rows
 
 
 def main() -> None:
@@ -188,9 +199,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     out = parser.parse_args().json
     rows = run()
-    print(f"{'':36}{'ours':>10}{'peer':>10}{'ratio':>8}  unit")
+    print(f"{'':62}{'ours':>10}{'peer':>10}{'ratio':>8}  unit")
     for row in rows:
-        print(f"{row['name']:36}{row['ours']:10.1f}{row['peer']:10.1f}{row['ratio']:8.2f}  {row['unit']}")
+        print(f"{row['name']:62}{row['ours']:10.1f}{row['peer']:10.1f}{row['ratio']:8.2f}  {row['unit']}")
     if out:
         out.write_text(json.dumps(rows, indent=1) + "\n")
 

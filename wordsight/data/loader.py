@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset
 
-from wordsight.data.decode import decode, decode_array, reduced_uint8
+from wordsight.data.decode import REDUCED_MARGIN, decode, decode_divided, divisor, reduced_uint8
 from wordsight.data.errors import BadReport, BadSampleError
 from wordsight.data.negatives import NegativesTable
 from wordsight.data.order import BatchOrder, Sampling, Shuffle, sample_rng
@@ -368,15 +368,20 @@ def make_pixels(
         return transform.to_uint8(decode(sample.image, key=sample.key))
     rng = sample_rng(seed, position)
     size_px = transform.image_size_px
-    # no crop is so small that halving the picture would take pixels away that its resize needs
-    least_share = (transform.scale[0] * min(transform.ratio[0], 1 / transform.ratio[1])) ** 0.5
-    min_side_px = None if reduced is False else int(size_px / least_share)
-    array_HWC = decode_array(sample.image, key=sample.key, min_side_px=min_side_px)
-    left, top, width, height = transform.draw_crop(array_HWC.shape[1], array_HWC.shape[0], rng)
+    crop: tuple[int, int, int, int] | None = None
+
+    def divide(width: int, height: int) -> int:
+        nonlocal crop
+        crop = transform.draw_crop(width, height, rng)
+        return 1 if reduced is False else divisor(min(crop[2:]), REDUCED_MARGIN * size_px)
+
+    array_HWC, (full_width, full_height), factor = decode_divided(sample.image, divide, key=sample.key)
+    if crop is None:
+        crop = transform.draw_crop(full_width, full_height, rng)
+    left, top, width, height = (round(number / factor) for number in crop)
     crop_HWC = torch.from_numpy(array_HWC[top : top + height, left : left + width])
-    pixels = interpolate(crop_HWC.permute(2, 0, 1)[None], size=(size_px, size_px), mode=transform.interpolation, antialias=True)[
-        0
-    ]
+    crop_1CHW = crop_HWC.permute(2, 0, 1)[None]
+    pixels = interpolate(crop_1CHW, size=(size_px, size_px), mode=transform.interpolation, antialias=True)[0]
     return pixels.flip(-1) if transform.flip and rng.random() < transform.flip else pixels
 
 
