@@ -110,3 +110,25 @@ def test_wrong_scores_are_an_error_that_names_the_method(data: Path) -> None:
     for model, words in ((Wrong(), r"Wrong\.similarities gave \(1, 13\) for 13 pictures"), (Undefined(), "undefined scores")):
         with pytest.raises(ValueError, match=words):
             Retrieval().judge(model, data)
+
+
+def test_no_matrix_of_all_pictures_and_texts_is_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """6,000 pictures and 20,000 texts: every tile is at most one block, also where ties ask for whole rows."""
+    sizes = []
+
+    def scores(queries: Tensor, candidates: Tensor) -> Tensor:
+        sizes.append((len(queries), len(candidates)))
+        return metrics.score_block(queries, candidates)
+
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6_000, 2, generator=generator).round()  # few different ones: ties everywhere
+    texts = torch.randn(20_000, 2, generator=generator)
+    texts[::100] = images[::30]
+    owners = torch.arange(20_000) % 6_000
+    monkeypatch.setattr(metrics, "WHOLE_ROWS_BYTES", 1 << 22)
+    found = metrics.rank_queries(texts, images, owners, torch.arange(6_000), scores=scores)
+    assert len(found.ranks) == 20_000
+    assert max(q for q, _ in sizes) <= 1024
+    assert max(c for _, c in sizes) <= 8192
+    whole_rows = [q for q, c in sizes if q * 6_000 * 8 <= 1 << 22]
+    assert whole_rows, "ties are ranked by whole rows, a few at once"
