@@ -113,6 +113,32 @@ def test_terms_are_means_over_rows_with_the_price_as_weight() -> None:
         rate_distortion(rate, distortion[:2], 1.0)
 
 
+class Others:
+    """A ring that knows what the other processes would add."""
+
+    def __init__(self, size: int, added: list[float]) -> None:
+        self.size, self.added = size, iter(added)
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() + next(self.added)
+
+
+def test_around_a_ring_every_process_has_the_term_of_all_rows_and_the_gradients_of_its_own() -> None:
+    rows = [normal(3).exp(), normal(0), normal(5, seed=1).exp()]
+    whole = torch.cat(rows).requires_grad_()
+    term = rate_term(whole, 2.0)
+    (expected,) = torch.autograd.grad(term.weight * term.value, whole)
+    for i, start in enumerate((0, 3, 3)):
+        others = [part for j, part in enumerate(rows) if j != i]
+        own = rows[i].clone().requires_grad_()
+        ring = Others(3, [sum(part.sum().item() for part in others), sum(len(part) for part in others)])
+        found = rate_term(own, 2.0, ring)
+        assert found.value.item() == pytest.approx(term.value.item(), rel=1e-12)
+        (slope,) = torch.autograd.grad(found.weight * found.value, own)
+        # averaged over three processes, one of which has it, this is the whole batch's
+        torch.testing.assert_close(slope / 3, expected[start : start + len(own)])
+
+
 # ---- how loose the bounds are
 
 
