@@ -12,16 +12,21 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import wordsight
 from wordsight import catalog
-from wordsight.interop import huggingface, open_clip, own
-from wordsight.interop.checkpoint import CONFIGS, check_parts, layout_of, read
+from wordsight.interop import open_clip, own
+from wordsight.interop.checkpoint import CONFIGS, TRANSFORMERS, check_parts, layout_of, read
 from wordsight.interop.contents import Contents, read_json, write_json
+from wordsight.interop.names import name_list
+from wordsight.interop.towers import Tower, read_tower
+from wordsight.nn.vit import VisionTransformer
 
 
 def load(path_or_name: str | Path, model: str | None = None) -> Any:
@@ -66,6 +71,83 @@ def create(name_or_config: Any, seed: int = 0) -> Any:
     model.preprocessor, model.tokenizer = system.default_preprocessor(config), system.default_tokenizer(config)
     model.provenance = {"source": f"created by wordsight.create, seed {seed}"}
     return model.eval()
+
+
+# of a tower's config: what it may have otherwise than the published one and still use its weights
+_OWN_CHOICE = (
+    "image_size_px",
+    "project",
+    "pool",
+    "context_length",
+    "dropout",
+    "drop_connect",
+    "norm_momentum",
+    "stochastic_depth",
+)
+
+
+def load_towers(model: Any, *, image: str | Path | None = None, text: str | Path | None = None) -> None:
+    """Put published weights into a model's towers, with the preprocessing and tokenizer that go with them.
+
+    A LiT's trunks get them, other systems' towers; heads and projections stay as they are. A convolutional tower may be of
+    another image size than the published one (its preprocessing then is too), a text tower of a shorter context.
+
+    Args:
+        model: a system with `image_tower` and `text_tower`.
+        image, text: a published tower's name (`interop.towers.PUBLISHED`), file or folder; None leaves that tower alone.
+
+    Raises:
+        FileNotFoundError: nothing there; says what to install.
+        ValueError: the tower is another than the model's, and what differs.
+    """
+    for side, name in (("image", image), ("text", text)):
+        if name is None:
+            continue
+        tower = read_tower(name)
+        _put_tower(getattr(model, f"{side}_tower"), getattr(model.config, side), tower, side, model.config.activation)
+        if tower.preprocess is not None:
+            model.preprocessor = replace(tower.preprocess, image_size_px=model.config.image.image_size_px)
+        if tower.tokenizer is not None:
+            model.tokenizer = tower.tokenizer.with_options(context_length=model.config.text.context_length)
+        model.provenance = {**(model.provenance or {}), f"{side}_tower": str(name)}
+
+
+def _put_tower(module: nn.Module, config: Any, tower: Tower, side: str, activation: str) -> None:
+    trunk = getattr(module, "trunk", module)
+    theirs = tower.config
+    differing = [f"it is {type(theirs).__name__}, the model's {type(config).__name__}"]
+    if type(config) is type(theirs):
+        names = [f.name for f in fields(theirs) if f.name not in _OWN_CHOICE]
+        differing = [
+            f"{side}.{n}={getattr(theirs, n)!r}, not {getattr(config, n)!r}"
+            for n in names
+            if getattr(theirs, n) != getattr(config, n)
+        ]
+        if isinstance(trunk, VisionTransformer) and tower.activation != activation:
+            differing.append(f"activation={tower.activation!r}, not {activation!r}")
+    if differing:
+        raise ValueError(
+            f"{tower.source} is another {side} tower than the model's: {', '.join(differing)}. Set the model's to that"
+        )
+    wanted = trunk.state_dict()
+    state = dict(tower.tensors)
+    if "position_embedding" in wanted and side == "text":  # later places are not used with a shorter context
+        state["position_embedding"] = state["position_embedding"][: len(wanted["position_embedding"])]
+    missing = [n for n in wanted if n not in state and not n.startswith(("projection", "pooler"))]
+    surplus = [n for n in state if n not in wanted and not n.startswith("pooler")]
+    misshaped = [
+        f"{n} is {tuple(state[n].shape)}, must be {tuple(t.shape)}"
+        for n, t in wanted.items()
+        if n in state and state[n].shape != t.shape
+    ]
+    if missing or surplus or misshaped:
+        raise ValueError(f"{tower.source} does not fit the model's {side} tower: {name_list([*missing, *surplus, *misshaped])}")
+    if "pooler.weight" in wanted and "pooler.weight" not in state:
+        raise ValueError(f"{tower.source} has no pooler: set {side}.pool=cls or {side}.pool=mean")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name in wanted:
+                wanted[name].copy_(tensor)
 
 
 def save(model: Any, folder: str | Path) -> Path:
@@ -153,7 +235,7 @@ def _write(contents: Contents, folder: Path, to: str) -> Path:
         raise ValueError(
             f"{folder} holds a model in the layout of {other} ({CONFIGS[other]}): choose another folder, or remove it first"
         )
-    write = {"open_clip": open_clip.write_folder, "huggingface": huggingface.write_folder, "wordsight": own.write_folder}[to]
+    write = _writer(to, config)
     with _staged(folder, CONFIGS[to]) as staging:
         write(staging, contents.tensors, config, tokenizer, preprocess)
         if to == "wordsight":
@@ -164,6 +246,18 @@ def _write(contents: Contents, folder: Path, to: str) -> Path:
                 values | {"provenance": provenance | {"wordsight": wordsight.__version__, "torch": torch.__version__}},
             )
     return folder
+
+
+def _writer(to: str, config: Any) -> Any:
+    """What writes a folder of that layout for that system."""
+    system = catalog.system_name(config)
+    if to == "wordsight":
+        return own.write_folder
+    if to == "huggingface" and system in TRANSFORMERS:
+        return TRANSFORMERS[system].write_folder
+    if to == "open_clip" and system == "clip":
+        return open_clip.write_folder
+    raise ValueError(f"{to} has no model like {catalog.system_class(config).__name__}: write it with to='wordsight'")
 
 
 @contextmanager

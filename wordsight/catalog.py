@@ -6,16 +6,26 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+from wordsight.models.contrastive.align import ALIGN, ALIGNConfig
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
+from wordsight.models.contrastive.lit import LiT, LiTConfig
+from wordsight.nn.bert import BertConfig
 from wordsight.nn.convnet import ConvNetConfig
+from wordsight.nn.efficientnet import EfficientNetConfig, efficientnet
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.nn.text import TextConfig
 from wordsight.nn.vit import ViTConfig
 
 # every system's name as it stands in a model folder, with its config and its class
-SYSTEMS: dict[str, tuple[type, type]] = {"clip": (CLIPConfig, CLIP)}
+SYSTEMS: dict[str, tuple[type, type]] = {
+    "clip": (CLIPConfig, CLIP),
+    "align": (ALIGNConfig, ALIGN),
+    "lit": (LiTConfig, LiT),
+}
 
 CLIP_PAPER = "arXiv 2103.00020"
+ALIGN_PAPER = "arXiv 2102.05918"
+LIT_PAPER = "arXiv 2111.07991"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +117,96 @@ _OWN = (
     ),
 )
 
+_TINY_BERT = BertConfig(vocab_size=256, context_length=16, width=32, num_layers=2, num_heads=2)
+_TINY_EFFICIENTNET = EfficientNetConfig(
+    image_size_px=32,
+    width_factor=0.25,
+    channels=(16, 48, 96),
+    repeats=(1, 2, 2),
+    kernel_sizes=(3, 5, 3),
+    strides=(1, 2, 2),
+    expansions=(1, 4, 4),
+    head_channels=None,
+    drop_connect=0.0,
+    project=False,
+)
+# what the weights of all-MiniLM-L6-v2 are of; 32 tokens are room for any name and most captions
+_MINILM = BertConfig(context_length=32, width=384, num_layers=6, num_heads=12, pool="mean", project=False)
+_ALIGN = (
+    Entry(
+        name="align",
+        config=ALIGNConfig(
+            embed_dim=1376,
+            image=replace(efficientnet("l2"), image_size_px=289, head_channels=None, project=False),
+            text=BertConfig(context_length=64, width=1024, num_layers=24, num_heads=16),
+        ),
+        num_parameters=802_263_733,
+        paper=ALIGN_PAPER,
+        summary="the paper's: EfficientNet-L2 and BERT-Large",
+    ),
+    Entry(
+        name="align-base",
+        config=ALIGNConfig(
+            embed_dim=640,
+            image=replace(efficientnet("b7"), image_size_px=289, head_channels=None, project=False, padding="even"),
+            text=BertConfig(),
+        ),
+        num_parameters=171_527_249,
+        paper=ALIGN_PAPER,
+        summary="transformers' AlignModel: EfficientNet-B7 and BERT-Base",
+    ),
+    Entry(
+        name="align-small",
+        config=ALIGNConfig(
+            embed_dim=256,
+            image=replace(
+                efficientnet("b0"), image_size_px=64, width_factor=0.5, depth_factor=0.5, head_channels=512, drop_connect=0.0
+            ),
+            text=BertConfig(vocab_size=4096, context_length=24, width=128, num_layers=2, num_heads=4),
+            init_temperature=0.07,
+            duplicates="multi_positive",
+        ),
+        num_parameters=1_617_889,
+        paper=ALIGN_PAPER,
+        summary="for the embedded pictures: half of EfficientNet-B0 at 64 px, 2 text layers",
+    ),
+    Entry(
+        name="align-tiny",
+        config=ALIGNConfig(embed_dim=24, image=_TINY_EFFICIENTNET, text=_TINY_BERT, init_temperature=0.07),
+        num_parameters=53_059,
+        paper=ALIGN_PAPER,
+        summary="for tests: EfficientNet of 5 blocks, BERT of 2 layers of 32",
+    ),
+)
+_LIT = (
+    Entry(
+        name="lit-lite0-minilm",
+        config=LiTConfig(
+            embed_dim=384,
+            image=replace(efficientnet("lite0"), image_size_px=128, project=False),
+            text=_MINILM,
+            lock_text=True,
+            image_head="linear",
+            text_head="linear",
+            cache_rows=65_536,
+            init_log_scale=3.0,
+            duplicates="multi_positive",
+        ),
+        num_parameters=26_391_809,
+        paper=LIT_PAPER,
+        summary="EfficientNet-Lite0 and MiniLM, both locked, with linear heads",
+    ),
+    Entry(
+        name="lit-tiny",
+        config=LiTConfig(
+            embed_dim=24, image=_TINY_EFFICIENTNET, text=replace(_TINY_BERT, pool="mean", project=False), init_log_scale=2.66
+        ),
+        num_parameters=53_059,
+        paper=LIT_PAPER,
+        summary="for tests: locked EfficientNet of 5 blocks, BERT of 2 layers of 32",
+    ),
+)
+
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -125,6 +225,8 @@ CATALOG: dict[str, Entry] = {
             for name, config, size in _PUBLISHED
         ),
         *_OWN,
+        *_ALIGN,
+        *_LIT,
     )
 }
 

@@ -17,7 +17,11 @@ from wordsight.nn.vit import ViTConfig
 MAX_PARAMETERS = 5_000_000  # of the catalogue's entries that the suite runs whole
 TINY, TINY_RESNET = (catalog.find(name).config for name in ("clip-tiny", "clip-tiny-resnet"))
 CONFIGS = {
-    **{entry.name: entry.config for entry in catalog.CATALOG.values() if entry.num_parameters <= MAX_PARAMETERS},
+    **{
+        entry.name: entry.config
+        for entry in catalog.CATALOG.values()
+        if isinstance(entry.config, CLIPConfig) and entry.num_parameters <= MAX_PARAMETERS
+    },
     "gelu": replace(TINY, activation="gelu"),
     "multi-positive": replace(TINY, duplicates="multi_positive"),
 }

@@ -85,6 +85,8 @@ class Preprocess:
         resize: "shortest" makes the shorter side `image_size_px` and crops the middle (CLIP), "squash" resizes both sides.
         interpolation: "bicubic" or "bilinear", both with antialiasing.
         mean, std: of the three channels in [0, 1], subtracted and divided by.
+        resize_px: with "squash", the side that both sides are resized to before the middle of `image_size_px` is cut out (ALIGN:
+            346 and 289); None: image_size_px, and nothing is cut.
 
     Raises:
         ValueError: an option out of range.
@@ -95,10 +97,16 @@ class Preprocess:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
+    resize_px: int | None = None
 
     def __post_init__(self) -> None:
         _check_size(self.image_size_px)
         _check_choice("resize", self.resize, RESIZE_MODES)
+        if self.resize_px is not None and (self.resize != "squash" or self.resize_px < self.image_size_px):
+            raise ValueError(
+                f"resize_px goes with resize='squash' and is at least image_size_px={self.image_size_px}, got "
+                f"{self.resize_px} with resize={self.resize!r}"
+            )
         _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
@@ -117,7 +125,10 @@ class Preprocess:
         rgb = open_rgb(image)
         size_px, filter_ = self.image_size_px, INTERPOLATIONS[self.interpolation]
         if self.resize == "squash":
-            return to_tensor(rgb.resize((size_px, size_px), filter_))
+            side = self.resize_px or size_px
+            margin = round((side - size_px) / 2)
+            squashed = rgb.resize((side, side), filter_)
+            return to_tensor(squashed.crop((margin, margin, margin + size_px, margin + size_px)) if side > size_px else squashed)
         rgb = _cut_strip(rgb)
         new_width, new_height = shortest_side(rgb.width, rgb.height, size_px)
         if (new_width, new_height) != rgb.size:

@@ -1,7 +1,7 @@
-"""transformers' names for an ALIGN's towers, read and written: EfficientNet under `vision_model.`, BERT under `text_model.`.
+"""transformers' ALIGN folders, read and written: EfficientNet under `vision_model.`, BERT under `text_model.`.
 
-Differences to our layout: q, k and v of the text tower are three matrices each (ours is one). transformers' `AlignModel` also holds
-a pooler (`text_model.pooler`) that its embeddings never go through: it is left out when read and written as zeros.
+Differences to our layout: q, k and v of the text tower are three matrices each (ours is one). transformers' `AlignModel` also
+holds a pooler (`text_model.pooler`) that its embeddings never go through: it is left out when read and written as zeros.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wordsight.interop.contents import unsupported
+from wordsight.data.transform import Preprocess
+from wordsight.data.wordpiece import WordPieceTokenizer
+from wordsight.interop.contents import Contents, first_file, read_json, unsupported, write_json
+from wordsight.interop.huggingface import CONFIG, PREPROCESSING, WEIGHTS, _read_weights, _square
 from wordsight.interop.names import NameMap, fuse_qkv, split_qkv
-from wordsight.interop.safe_read import CheckpointError
+from wordsight.interop.safe_read import CheckpointError, read_weights
+from wordsight.models.contrastive.align import ALIGNConfig
 from wordsight.nn.bert import BertConfig
 from wordsight.nn.efficientnet import NORM_EPS, EfficientNetConfig
 
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+    from wordsight.data.tokenize import TextTokenizer
 
 
 def efficientnet_rows(theirs: str, ours: str) -> list[tuple[str, str]]:
@@ -73,6 +79,63 @@ NAMES = NameMap(
 )
 _LEFT_OUT = ("text_tower.pooler.weight", "text_tower.pooler.bias")
 _COUNTED = ("text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids")  # stored until transformers 4.31
+
+
+def read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
+    """Read a folder that transformers' `AlignModel.save_pretrained` wrote, or one of the hub.
+
+    Args:
+        folder: where `config.json` is.
+        weights_file: which weights to read; None takes the usual names, shards included.
+
+    Raises:
+        CheckpointError: no weights, or an option that ours does not have.
+    """
+    path = folder / CONFIG
+    config = config_from_json(read_json(path), path)
+    weights = read_weights(weights_file) if weights_file else _read_weights(folder)
+    tokenizer = preprocess = None
+    if first_file(folder, ("tokenizer.json", "vocab.txt")):
+        try:
+            tokenizer = WordPieceTokenizer.from_file(folder, config.text.context_length)
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+    for name in PREPROCESSING:
+        if (folder / name).is_file() and preprocess is None:
+            content = read_json(folder / name)
+            values = content.get("image_processor", content if name == PREPROCESSING[0] else None)
+            if isinstance(values, dict):
+                preprocess = preprocess_from_json(values, folder / name)
+    return Contents(
+        source=folder,
+        layout="huggingface",
+        tensors=to_ours(weights.tensors),
+        config=config,
+        tokenizer=tokenizer,
+        preprocess=preprocess,
+        notes=weights.notes,
+    )
+
+
+def write_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Any, tokenizer: TextTokenizer, preprocess: Preprocess
+) -> None:
+    """Write `config.json`, weights, `preprocessor_config.json` and the tokenizer's files into an empty folder.
+
+    Raises:
+        CheckpointError: towers or a tokenizer that transformers' ALIGN does not have.
+    """
+    from safetensors.torch import save_file
+
+    if not isinstance(tokenizer, WordPieceTokenizer):
+        raise CheckpointError(
+            f"transformers' ALIGN has BERT's tokenizer, not a {type(tokenizer).__name__}: write it with to='wordsight'"
+        )
+    values = config_json(config)
+    save_file(to_theirs(tensors), folder / WEIGHTS[0], metadata={"format": "pt"})
+    write_json(folder / PREPROCESSING[0], preprocess_json(preprocess))
+    tokenizer.save_huggingface(folder)
+    write_json(folder / CONFIG, values)
 
 
 def is_layout(tensors: Mapping[str, Tensor]) -> bool:
@@ -269,4 +332,110 @@ def bert_json(config: BertConfig) -> dict[str, Any]:
         "type_vocab_size": config.num_types,
         "layer_norm_eps": config.norm_eps,
         "pad_token_id": config.pad_id,
+    }
+
+
+def config_from_json(values: Mapping[str, Any], path: Path) -> ALIGNConfig:
+    """Our config for transformers' `config.json` of an ALIGN; `path` is named in errors.
+
+    Raises:
+        CheckpointError: an option that ours does not have.
+    """
+    image = efficientnet_from_json(values.get("vision_config") or {}, path)
+    text = bert_from_json(values.get("text_config") or {}, path, pool="cls", project=True)
+    embed_dim = values.get("projection_dim", 640)
+    if embed_dim != image.num_features:
+        raise CheckpointError(f"{path}: projection_dim is {embed_dim}, the image tower ends in {image.num_features} features")
+    start = values.get("temperature_init_value", 1.0)
+    return ALIGNConfig(
+        embed_dim=embed_dim, image=image, text=text, init_temperature=start, min_temperature=min(0.01, start), label_smoothing=0.1
+    )
+
+
+def config_json(config: ALIGNConfig) -> dict[str, Any]:
+    """transformers' `config.json` for our config.
+
+    Raises:
+        CheckpointError: a tower that transformers' ALIGN does not have.
+    """
+    for what, found, kind in (("image", config.image, EfficientNetConfig), ("text", config.text, BertConfig)):
+        if not isinstance(found, kind):
+            raise CheckpointError(
+                f"transformers' ALIGN has no {what} tower like {type(found).__name__.removesuffix('Config')}, only "
+                f"{kind.__name__.removesuffix('Config')}: write it with to='wordsight'"
+            )
+    assert isinstance(config.image, EfficientNetConfig)
+    assert isinstance(config.text, BertConfig)
+    return {
+        "architectures": ["AlignModel"],
+        "model_type": "align",
+        # what it runs in; the weights keep the dtype that they have in the file
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "projection_dim": config.embed_dim,
+        "temperature_init_value": config.init_temperature,
+        "vision_config": efficientnet_json(config.image),
+        "text_config": bert_json(config.text),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- preprocessing
+
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}
+
+
+def preprocess_from_json(values: Mapping[str, Any], path: Path) -> Preprocess:
+    """What an EfficientNet's `preprocessor_config.json` says: a squash to a square, perhaps a centre crop, a range of values.
+
+    Raises:
+        CheckpointError: something that ours does not have.
+    """
+    unsupported(
+        path, values, {"do_resize": (True, None), "do_rescale": (True, None), "include_top": (False, None)}, "preprocessing"
+    )
+    if values.get("resample", 3) not in _RESAMPLE:
+        raise CheckpointError(f"{path}: resample must be 2 (bilinear) or 3 (bicubic), got {values['resample']}")
+    side = _square(path, values["size"])
+    crop = _square(path, values.get("crop_size") or side) if values.get("do_center_crop") else side
+    # x / 127.5 - 1 is (x / 255 - .5) / .5; a normalisation by mean and std may follow
+    scale = 255 * (values.get("rescale_factor") or 1 / 255)
+    shift = 1.0 if values.get("rescale_offset") else 0.0
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if values.get("do_normalize", True):
+        mean, std = tuple(values.get("image_mean") or (0.5,) * 3), tuple(values.get("image_std") or (0.5,) * 3)
+    return Preprocess(
+        image_size_px=crop,
+        resize="squash",
+        resize_px=None if crop == side else side,
+        interpolation=_RESAMPLE[values.get("resample", 3)],
+        mean=tuple((m + shift) / scale for m in mean),  # type: ignore[arg-type]
+        std=tuple(s / scale for s in std),  # type: ignore[arg-type]
+    )
+
+
+def preprocess_json(preprocess: Preprocess) -> dict[str, Any]:
+    """transformers' `preprocessor_config.json` of an EfficientNetImageProcessor for our preprocessing.
+
+    Raises:
+        CheckpointError: a resize to the shortest side, which it does not have.
+    """
+    side, crop = preprocess.resize_px or preprocess.image_size_px, preprocess.image_size_px
+    if preprocess.resize != "squash":
+        raise CheckpointError(
+            "transformers' ALIGN resizes both sides (resize='squash'), and this model the shortest: write it with to='wordsight'"
+        )
+    return {
+        "image_processor_type": "EfficientNetImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": next(number for number, name in _RESAMPLE.items() if name == preprocess.interpolation),
+        "do_center_crop": crop != side,
+        "crop_size": {"height": crop, "width": crop},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "rescale_offset": False,
+        "include_top": False,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
     }

@@ -16,7 +16,7 @@ import torch
 from wordsight import catalog
 from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
 from wordsight.data.transform import Preprocess
-from wordsight.interop import huggingface, local_files, open_clip, openai, own
+from wordsight.interop import align, huggingface, local_files, open_clip, openai, own
 from wordsight.interop.contents import Contents, read_json
 from wordsight.interop.names import name_list
 from wordsight.interop.safe_read import CheckpointError, Weights, read_weights
@@ -26,8 +26,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIGS = {"wordsight": own.CONFIG, "open_clip": open_clip.CONFIG, "huggingface": huggingface.CONFIG}
+# transformers' model_type, which is our system's name too -> who reads and writes such folders
+TRANSFORMERS: dict[str, Any] = {"clip": huggingface, "align": align}
 # what a config says about training and not about the function that the weights compute
 _TRAINING = ("patch_dropout", "stochastic_depth", "duplicates", "init_log_scale", "max_log_scale")
+_TRAINING += (
+    "label_smoothing",
+    "init_temperature",
+    "min_temperature",
+    "drop_connect",
+    "norm_momentum",
+    "dropout",
+    "head_dropout",
+)
+_TRAINING += ("lock_image", "lock_text", "cache_rows")
 
 
 def read(path_or_name: str | Path, model: str | None) -> Contents:
@@ -72,7 +84,13 @@ def _read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
     if layout == "open_clip":
         return open_clip.read_folder(folder, weights_file)
     if layout == "huggingface":
-        return huggingface.read_folder(folder, weights_file)
+        kind = read_json(folder / huggingface.CONFIG).get("model_type")
+        if kind not in TRANSFORMERS:
+            raise CheckpointError(
+                f"{folder / huggingface.CONFIG} describes a {kind!r} model; known are folders of {', '.join(TRANSFORMERS)}"
+            )
+        contents: Contents = TRANSFORMERS[kind].read_folder(folder, weights_file)
+        return contents
     for name in ("best", "last"):  # a run folder
         if (folder / name / own.CONFIG).is_file():
             return own.read_folder(folder / name)
@@ -87,7 +105,7 @@ def layout_of(folder: Path) -> str | None:
     """Whose folder this is. Some of the hub have open_clip's and transformers' files: whoever's weights are there counts."""
     has = {layout: (folder / name).is_file() for layout, name in CONFIGS.items()}
     if has["open_clip"] and has["huggingface"] and not any((folder / name).is_file() for name in open_clip.WEIGHTS):
-        has["open_clip"] = read_json(folder / huggingface.CONFIG).get("model_type") != "clip"
+        has["open_clip"] = read_json(folder / huggingface.CONFIG).get("model_type") not in TRANSFORMERS
     return next((layout for layout, there in has.items() if there), None)
 
 
@@ -128,7 +146,8 @@ def _read_file(path: Path, expected: CLIPConfig | None) -> Contents:
             raise CheckpointError(
                 f"{path} holds weights alone, without their {CONFIGS[layout]}: load the whole folder, or pass model=NAME"
             )
-        tensors = huggingface.to_ours(tensors) if layout == "huggingface" else tensors
+        if layout == "huggingface":
+            tensors = (align if align.is_layout(tensors) else huggingface).to_ours(tensors)
         return Contents(
             source=path, layout=layout, tensors=tensors, config=config, tokenizer=None, preprocess=None, notes=weights.notes
         )
@@ -212,16 +231,21 @@ def _activation_error(source: Path, who: str, activation: str, expected: CLIPCon
 def _differences(config: CLIPConfig, other: CLIPConfig) -> list[str]:
     """What makes two architectures different, apart from the activation: 'image.width 768, not 1024'."""
 
+    if type(config) is not type(other):
+        return [f"a {catalog.system_name(config)} model, not {catalog.system_name(other)}"]
+
     def flat(config: CLIPConfig) -> dict[str, Any]:
         values = {f"image.{k}": v for k, v in asdict(config.image).items()} | {
             f"text.{k}": v for k, v in asdict(config.text).items()
         }
-        values |= {"embed_dim": config.embed_dim, "image tower": type(config.image).__name__.removesuffix("Config")}
+        rest = {k: v for k, v in vars(config).items() if k not in ("image", "text", "activation")}
+        towers = {f"{what} tower": type(getattr(config, what)).__name__.removesuffix("Config") for what in ("image", "text")}
+        values |= rest | towers
         return {k: v for k, v in values.items() if k.rpartition(".")[2] not in _TRAINING}
 
     a, b = flat(config), flat(other)
-    if a["image tower"] != b["image tower"]:
-        return [f"image tower {a['image tower']}, not {b['image tower']}"]
+    if towers := [f"{what} {a[what]}, not {b[what]}" for what in ("image tower", "text tower") if a[what] != b[what]]:
+        return towers
     return [f"{k} {a[k]}, not {b[k]}" for k in a if a[k] != b[k]]
 
 
@@ -295,6 +319,12 @@ def check_parts(contents: Contents, config: CLIPConfig) -> None:
         raise CheckpointError(
             f"{contents.source}: the tokenizer makes {tokenizer.context_length} tokens a text, the text tower takes "
             f"{config.text.context_length}: make the tokenizer with context_length={config.text.context_length}"
+        )
+    pad_id = getattr(config.text, "pad_id", tokenizer.pad_id)
+    if tokenizer.pad_id != pad_id:
+        raise CheckpointError(
+            f"{contents.source}: the tokenizer pads with {tokenizer.pad_id}, the text tower leaves out {pad_id}: use the "
+            "tokenizer that the weights were trained with"
         )
     if preprocess.image_size_px != config.image.image_size_px:
         raise CheckpointError(

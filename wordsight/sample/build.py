@@ -3,7 +3,7 @@
     python -m wordsight.sample.build --raw DIR --out DIR
 
 fetches the packages into `--raw` where they are missing (`npm pack`, `apt-get download`), and writes WebDataset shards,
-`manifest.json`, `tokenizer.json` and `LICENSES/` to `--out`. The same packages give the same bytes.
+`manifest.json`, `tokenizer.json`, `wordpiece.json` and `LICENSES/` to `--out`. The same packages give the same bytes.
 
 How the data is split
 ---------------------
@@ -470,6 +470,32 @@ def write_shard(path: Path, samples: list[dict]) -> None:
                 archive.addfile(info, io.BytesIO(content))
 
 
+def train_wordpiece(captions: list[str], path: Path) -> None:
+    """A WordPiece vocabulary with BERT's conventions: lower case, `##` before what goes on a word, [CLS] and [SEP]."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(special)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    captions = [tokenizer.normalizer.normalize_str(caption) for caption in captions]
+    # Every character comes first, for the reason given in `train_tokenizer`.
+    alphabet = sorted({character for caption in captions for character in caption if not character.isspace()})
+    base = [*special, *alphabet, *[f"##{character}" for character in alphabet]]
+    trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY_SIZE, special_tokens=base, show_progress=False, min_frequency=2)
+    tokenizer.train_from_iterator(captions, trainer)
+    model = models.WordPiece(tokenizer.get_vocab(with_added_tokens=True), unk_token="[UNK]", max_input_chars_per_word=100)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[(t, special.index(t)) for t in special[2:4]]
+    )
+    path.write_text(tokenizer.to_str(pretty=False) + "\n", encoding="utf-8")
+
+
 def train_tokenizer(captions: list[str], path: Path) -> None:
     """Byte-level BPE with CLIP's conventions: lower case, `</w>` at the end of a word, start and end of text."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -631,6 +657,7 @@ def build(raw: Path, out: Path) -> dict:
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
     train = [s["meta"]["captions"] for stem in sorted(shards) if stem.startswith("train") for s in shards[stem]]
     train_tokenizer([caption for captions in train for caption in captions], out / "tokenizer.json")
+    train_wordpiece([caption for captions in train for caption in captions], out / "wordpiece.json")
     write_licences(folders, out / "LICENSES")
     return manifest
 

@@ -22,7 +22,14 @@ from wordsight.data.remote import RemoteConfig
 from wordsight.data.sources import DataSource
 
 # these change neither the numbers nor their order, so a run may go on with other values
-FREE_ON_RESUME = ("data.num_workers", "data.remote.", "checkpoint_every_steps", "checkpoint_every_s", "keep_checkpoints")
+FREE_ON_RESUME = (
+    "data.num_workers",
+    "data.remote.",
+    "checkpoint_every_steps",
+    "checkpoint_every_s",
+    "keep_checkpoints",
+    "parallel",  # like the number of processes: the same but for rounding
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +146,9 @@ class Recipe:
     Attributes:
         model: a name of the catalogue, or a model's config.
         weights: a checkpoint to start from; None: fresh weights from `seed`.
-        tokenizer: the tokenizer's file, `sample:tokenizer` for the embedded data's; None: the model's own.
+        image_weights, text_weights: a published tower to start that side from, by its name, file or folder, which brings its
+            preprocessing or tokenizer with it; None: as `weights` says.
+        tokenizer: the tokenizer's file, `sample:tokenizer` or `sample:wordpiece` for the embedded data's; None: the model's own.
         activation_checkpointing: recompute activations in the backward pass, for memory.
         data, optim: see there.
         steps, epochs, samples: the length in updates, passes or samples seen.
@@ -147,6 +156,8 @@ class Recipe:
         micro_batch_size: samples of one process that are in memory at once; the gradients are the same. None: all.
         exchange: how a contrastive loss over several processes sees the others' embeddings: "ring" passes them on block by block,
             so that no process holds the global batch; "gather" collects them all, with fewer messages for small worlds.
+        parallel: what several processes hold of the model: "ddp" all of it each, "fsdp" a share of its weights, gradients and
+            moments each (FSDP2), for models that are large beside their activations. The files are the same.
         precision: "fp32", or "bf16" autocast.
         compile: torch.compile for the model's parts.
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
@@ -168,6 +179,8 @@ class Recipe:
 
     model: Any = "clip-tiny"
     weights: str | None = None
+    image_weights: str | None = None
+    text_weights: str | None = None
     tokenizer: str | None = None
     activation_checkpointing: bool = False
     data: DataConfig = field(default_factory=DataConfig)
@@ -178,6 +191,7 @@ class Recipe:
     batch_size: int = 256
     micro_batch_size: int | None = None
     exchange: Literal["ring", "gather"] = "ring"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     deterministic: bool = True

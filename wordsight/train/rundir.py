@@ -103,7 +103,8 @@ class RunFolder:
         """Add this start of the run to environment.json."""
         path = self.path / "environment.json"
         starts = json.loads(path.read_text())["starts"] if path.exists() and step else []
-        starts.append({"step": step, **describe_environment(self.world, device, self.recipe.seed)})
+        parallel = self.recipe.parallel if self.world.size > 1 else None
+        starts.append({"step": step, **describe_environment(self.world, device, self.recipe.seed), "parallel": parallel})
         write_atomically(path, json.dumps({"starts": starts}, indent=1) + "\n")
 
     def newest_checkpoint(self, say: Callable[[str], None]) -> Checkpoint | None:
@@ -135,12 +136,14 @@ class RunFolder:
 
         final, new, old = self._places(name)
         shutil.rmtree(new, ignore_errors=True)
+        towers = {"image_tower": self.recipe.image_weights, "text_tower": self.recipe.text_weights}
         system.provenance = {
             "source": "wordsight train",
             "recipe": self.origin.get("recipe"),
             "seed": self.recipe.seed,
             "step": step,
             "prompts": self.recipe.prompts,
+            **{name: source for name, source in towers.items() if source is not None},
         }
         try:
             save(system, new)

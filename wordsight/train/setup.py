@@ -106,12 +106,11 @@ def build_system(recipe: Recipe) -> Any:
         system = bundle.load(recipe.weights, model=recipe.model if isinstance(recipe.model, str) else None)
     else:
         system = bundle.create(recipe.model, seed=recipe.seed)
+    bundle.load_towers(system, image=recipe.image_weights, text=recipe.text_weights)
     if recipe.tokenizer is not None:
-        from wordsight.data.tokenize import ClipTokenizer
+        from wordsight.data.tokenizers import read_tokenizer
 
-        system.tokenizer = ClipTokenizer.from_file(
-            _tokenizer_file(recipe.tokenizer), context_length=system.config.text.context_length
-        )
+        system.tokenizer = read_tokenizer(_tokenizer_file(recipe.tokenizer), system.config.text.context_length)
     _check_tokenizer(system)
     if recipe.activation_checkpointing:
         if not hasattr(system, "set_activation_checkpointing"):
@@ -121,11 +120,12 @@ def build_system(recipe: Recipe) -> Any:
 
 
 def _tokenizer_file(name: str) -> str:
-    """A path; `sample:tokenizer` is the embedded data's."""
-    if name == "sample:tokenizer":
+    """A path; `sample:tokenizer` and `sample:wordpiece` are the embedded data's."""
+    files = {"sample:tokenizer": "tokenizer.json", "sample:wordpiece": "wordpiece.json"}
+    if name in files:
         from wordsight.sample import path
 
-        return str(path() / "tokenizer.json")
+        return str(path() / files[name])
     return name
 
 
@@ -138,6 +138,12 @@ def _check_tokenizer(system: Any) -> None:
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the text tower {size}: "
             f"set model.text.vocab_size={tokenizer.vocab_size}"
+        )
+    pad_id = getattr(system.config.text, "pad_id", tokenizer.pad_id)
+    if tokenizer.pad_id != pad_id:
+        raise ValueError(
+            f"the tokenizer pads with {tokenizer.pad_id}, the text tower leaves out {pad_id}: "
+            f"set model.text.pad_id={tokenizer.pad_id}"
         )
 
 

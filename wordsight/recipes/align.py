@@ -1,0 +1,40 @@
+"""ALIGN on the embedded pictures, in the paper's way (arXiv 2102.05918) but small: EfficientNet, BERT, LAMB, label smoothing .1.
+
+Command: wordsight train align --run runs/align
+Hardware: one CPU core, minutes. Expected: see docs/systems/align.md.
+"""
+
+from wordsight.data.augment import Augment
+from wordsight.data.sources import DataSource
+from wordsight.evaluate.zero_shot import ZeroShot
+from wordsight.train.recipe import DataConfig, Evaluation, OptimConfig, Recipe
+
+
+def align() -> Recipe:
+    """align-small at 64 px, a WordPiece vocabulary of the embedded captions, batch 256, LAMB; judged on Twemoji at the end."""
+    return Recipe(
+        model="align-small",
+        tokenizer="sample:wordpiece",
+        data=DataConfig(
+            sources=(
+                DataSource(path=("sample:train-noto", "sample:train-fluent"), weight=0.9),
+                DataSource(path="sample:train-openclipart", weight=0.1),
+            ),
+            crop_scale=None,
+            augment=Augment(hue=0.25, saturation=0.7),
+            first_caption_prob=0.9,
+            cache_decoded=True,
+        ),
+        optim=OptimConfig(name="lamb", lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=50),
+        steps=500,
+        batch_size=256,
+        evaluations=(
+            Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-seen"),
+            Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-unseen"),
+        ),
+        recalibrate_batches=16,
+        prompts="name",
+        best_metric="step",
+        log_every_steps=10,
+        checkpoint_every_s=60.0,
+    )
