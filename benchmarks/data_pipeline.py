@@ -2,7 +2,7 @@
 
 Both read tar shards of JPEGs with captions, shuffle, decode, crop as for training, tokenise, collate and normalise, in this
 process on one thread, a whole pass at a time, in turns; the time is the processor's. Once for pictures of 300 to 640 px, once for
-those of 500 to 1,500 px, of which JPEGs that are far too large are decoded at a half (training; in evaluation where it is asked for).
+those of 500 to 1,500 px, where JPEGs that are far too large are decoded at a half (in evaluation only where it is asked for).
 `python -m benchmarks.data_pipeline --json OUT` writes the rows.
 """
 
@@ -113,8 +113,7 @@ def peer_pass(shards: list[str], *, is_train: bool, number: int) -> Callable[[],
 
 
 def our_pass(shards: list[str], *, is_train: bool, reduced: bool = False) -> Callable[[], int]:
-    """Wordsight's loader (training) or reader (evaluation; `reduced`: decoding at a reduced scale) with the same texts and the same
-    normalisation."""
+    """Wordsight's loader (training) or reader (evaluation; `reduced`: at a reduced scale), same texts, same normalisation."""
     from wordsight.data import Loader, iterate, open_source
     from wordsight.data.tokenize import ClipTokenizer
     from wordsight.data.transform import Preprocess, TrainTransform
