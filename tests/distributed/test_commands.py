@@ -66,9 +66,9 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "FOLDER": str(folder), "CUDA_VISIBLE_DEVICES": ""}
 
 
-def program(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, check=False, timeout=100)
+def program(place: Path, *words: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    command, variables = [sys.executable, *words], environment(place) | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, cwd=place, env=variables, capture_output=True, text=True, check=False, timeout=150)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -140,6 +140,15 @@ def test_embed_goes_on_after_a_kill_with_another_number_of_processes(place: Path
         assert (tmp_path / f"one.npy{suffix}").read_bytes() == (tmp_path / f"more.npy{suffix}").read_bytes()
     assert np.load(tmp_path / "one.npy").shape[0] == NUM_PICTURES - 1
     assert not (tmp_path / "more.npy.parts").exists()
+
+
+def test_embed_under_torchrun_gives_the_same_bytes_with_more_threads(place: Path, tmp_path: Path) -> None:
+    """Matrix products round differently with another number of threads unless the command sees to it."""
+    (tmp_path / "texts.txt").write_text("".join(f"a photo of thing number {i}\n" for i in range(23)))
+    words = ["-m", "wordsight", "embed", "tiny", "--texts", str(tmp_path / "texts.txt"), "--part-size", "5"]
+    program(place, *words, "--out", str(tmp_path / "one.parquet"), threads=2)
+    program(place, *TORCHRUN, *words, "--out", str(tmp_path / "two.parquet"), threads=1)
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
 def test_a_killed_process_ends_evaluate_under_torchrun(place: Path, tmp_path: Path) -> None:
