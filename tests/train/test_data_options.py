@@ -58,9 +58,8 @@ def store() -> Iterator[str]:
 @pytest.fixture
 def mixed(recipe: Recipe, pairs: Path, store: str) -> Recipe:
     sources = (DataSource(path=store, weight=0.3, name="far"), DataSource(path=str(pairs), weight=0.7, name="near"))
-    return replace(
-        recipe, data=replace(recipe.data, sources=sources, crop_scale=None, num_negatives=2, negation=True, weights=True)
-    )
+    data = replace(recipe.data, sources=sources, crop_scale=None, num_negatives=2, negation=True, weights=True)
+    return replace(recipe, steps=6, data=data)
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
