@@ -67,9 +67,14 @@ def _create(path: Path, manifest: dict[str, dict[str, Any]]) -> Iterator[_Hashed
 
 
 def write_tensors(file: _HashedFile, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors in the safetensors format, one at a time, so that no second copy of all of them is held in memory."""
+    """Tensors in the safetensors format, one at a time, so that no second copy of all of them is held in memory.
+
+    Those that are split over processes are put together here, for which the others `take_part`.
+    """
     import torch
     from safetensors.torch import _TYPES
+
+    from wordsight.train.sharded import whole
 
     names = {dtype: name for name, dtype in _TYPES.items()}
     header, end = {}, 0
@@ -82,7 +87,17 @@ def write_tensors(file: _HashedFile, tensors: Mapping[str, Tensor]) -> None:
     file.write(encoded)
     for tensor in tensors.values():
         if tensor.numel():
-            file.write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            file.write(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def take_part(tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Give this process's shares of split tensors to the one that saves them, in its order."""
+    from wordsight.train.sharded import whole
+
+    for named in tensors.values():
+        for tensor in named.values():
+            if tensor.numel():
+                whole(tensor.detach())  # let go of at once
 
 
 def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], keep: int) -> Path:

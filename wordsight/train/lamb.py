@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wordsight.train.sharded import add_shares, is_split, local
+
 
 class Lamb(torch.optim.Optimizer):
     """m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, u = m' / (sqrt(v') + eps) + wd w, w <- w - lr (|w| / |u|) u.
@@ -53,7 +55,7 @@ class Lamb(torch.optim.Optimizer):
                     self._update(group, parameter, parameter.grad)
 
     def _update(self, group: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
-        state = self.state[parameter]
+        state, whole = self.state[parameter], parameter
         if not state:
             state["step"] = torch.zeros(())
             state["exp_avg"] = torch.zeros_like(parameter)
@@ -62,11 +64,14 @@ class Lamb(torch.optim.Optimizer):
             state["step"] = state["step"].cpu()
         state["step"] += 1
         (b1, b2), step = group["betas"], state["step"].item()
-        mean = state["exp_avg"].lerp_(gradient, 1 - b1)
-        square = state["exp_avg_sq"].mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+        parameter, gradient = local(parameter), local(gradient)  # of a weight that is split over processes this one's share
+        mean = local(state["exp_avg"]).lerp_(gradient, 1 - b1)
+        square = local(state["exp_avg_sq"]).mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
         update = (mean / (1 - b1**step)).div_((square / (1 - b2**step)).sqrt_().add_(group["eps"]))
         if group["weight_decay"] > 0:
             update.add_(parameter, alpha=group["weight_decay"])
             length, size = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
+            if is_split(whole):
+                length, size = add_shares(torch.stack([length, size]).square(), whole).sqrt()
             update.mul_(torch.where((length > 0) & (size > 0), length / size, 1.0))
         parameter.sub_(update, alpha=group["lr"])

@@ -32,6 +32,8 @@ from wordsight.train.log import MetricsLog, Progress
 from wordsight.train.recipe import Recipe
 from wordsight.train.rundir import RunFolder
 from wordsight.train.setup import Evaluator, Parts, build, compile_parts
+from wordsight.train.sharded import Sharded, split_like
+from wordsight.train.sharded import check as check_parallel
 from wordsight.train.step import (
     StepLoss,
     Stepper,
@@ -123,13 +125,17 @@ class Trainer:
         build_parts: Callable[[Recipe, torch.device, World], Parts],
     ) -> None:
         self.recipe, self.folder, self.device, self.world, self.interrupts = recipe, folder, device, world, interrupts
+        check_parallel(recipe)
         self.parts = build_parts(recipe, device, world)
         self.evaluator = Evaluator(recipe.evaluations)
         system = self.parts.system
         self.total_steps = recipe.num_steps(self.parts.loader.samples_per_epoch)
+        self.sharded: Sharded | None = None
+        if recipe.parallel == "fsdp" and world.size > 1:
+            self.sharded = Sharded(system, world, device, precision=recipe.precision)
         self.optimizer = optim.make_optimizer(system, recipe.optim, device)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.average = optim.Averaged(system, recipe.ema_decay) if recipe.ema_decay is not None else None
+        self.average = optim.Averaged(system, recipe.ema_decay, self.sharded) if recipe.ema_decay is not None else None
         self.best: dict[str, Any] | None = None
         self.last_metrics: dict[str, float] = {}
         self.skipped = 0
@@ -148,6 +154,7 @@ class Trainer:
             exchange=recipe.exchange,
             seed=recipe.seed,
             prepare=self.parts.prepare,
+            sharded=self.sharded,
         )
 
     def run(self) -> Outcome:
@@ -179,20 +186,21 @@ class Trainer:
         batches = on_device(self.parts.loader.batches(self.step), self.device, count=self.total_steps - self.step)
         while self.step < self.total_steps:
             batch = self._draw(batches)
-            everyone = self.world.gather_ints((0 if batch is None else len(batch), self.interrupts.noted), self.device)
-            interrupt = max(number for _, number in everyone)
+            mine = (0 if batch is None else len(batch), self.interrupts.noted, self._checkpoint_time())
+            everyone = self.world.gather_ints(mine, self.device)
+            interrupt = max(number for _, number, _ in everyone)
             if interrupt:
                 return self._leave(interrupt)
             assert batch is not None
             unmeasured = self.world.is_main and self.progress.speed is None and len(batch) > 0
             if unmeasured and self.progress.elapsed_s() >= speed.MEASURED_AFTER_S:
                 self.progress.speed = self._measure_speed(batch)
-            self._update(batch, self.step + 1, [rows for rows, _ in everyone])
+            self._update(batch, self.step + 1, [rows for rows, _, _ in everyone])
             self.step += 1
             due = self.recipe.evaluate_every_steps
             if self.step == self.total_steps or (due and self.step % due == 0):
                 self._evaluate()
-            if self._checkpoint_due():
+            if self._checkpoint_due(by_time=bool(everyone[0][2])):  # by the main one's clock: all take part
                 self._save()
         self._finish()
         return Outcome(self.step, self.total_steps, None, self.last_metrics, self.best)
@@ -200,9 +208,11 @@ class Trainer:
     def _measure_speed(self, batch: Batch) -> speed.Speed:
         """What a sample costs and what this device can do, once a start."""
         system, again = self.parts.system, self.recipe.activation_checkpointing
+        if self.sharded is not None:  # which computes with all processes alone
+            system = self.sharded.zeros()
         if again:  # what is computed again for memory is no work of the model's
             system.set_activation_checkpointing(False)
-        flops = self.stepper.flops_per_sample(batch, self.step + 1)
+        flops = self.stepper.flops_per_sample(batch, self.step + 1, system)
         if again:
             system.set_activation_checkpointing(True)
         rate = speed.matmul_rate(self.device, torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32)
@@ -284,23 +294,28 @@ class Trainer:
             "often helps (in a new --run), and on_nonfinite=skip passes over such batches."
         )
 
-    def _checkpoint_due(self) -> bool:
+    def _checkpoint_time(self) -> bool:
+        """Whether a checkpoint is due by this process's clock."""
+        every_s = self.recipe.checkpoint_every_s
+        return every_s is not None and time.monotonic() - self.saved_at >= every_s
+
+    def _checkpoint_due(self, by_time: bool) -> bool:
         recipe = self.recipe
         by_step = recipe.checkpoint_every_steps is not None and self.step % recipe.checkpoint_every_steps == 0
-        by_time = recipe.checkpoint_every_s is not None and time.monotonic() - self.saved_at >= recipe.checkpoint_every_s
         return by_step or by_time or self.step == self.total_steps
 
     def _save(self) -> None:
-        """A checkpoint of this step, by the main process."""
+        """A checkpoint of this step, by the main process; the others give their shares of what is split."""
         self.saved_step, self.saved_at = self.step, time.monotonic()
-        if not self.world.is_main:
-            return
-        assert self.log is not None
-        self.log.sync()
         system = self.parts.system
         tensors = {"model": system.state_dict(), "optimizer": dict(optim.optimizer_tensors(system, self.optimizer))}
         if self.average is not None:
             tensors["average"] = self.average.system.state_dict()
+        if not self.world.is_main:
+            checkpoints.take_part(tensors)
+            return
+        assert self.log is not None
+        self.log.sync()
         state = {
             "total_steps": self.total_steps,
             "samples": self.step * self.recipe.batch_size,
@@ -352,11 +367,14 @@ class Trainer:
 
     def _evaluated(self) -> nn.Module:
         """The model that is measured and kept: the averaged weights, or the weights."""
-        system = self.average.system if self.average is not None else self.parts.system
+        holder: nn.Module = self.average.system if self.average is not None else self.parts.system
+        system = holder if self.sharded is None else self.sharded.whole(holder)
         if self.recipe.recalibrate_batches:
             first = itertools.islice(self.parts.loader.batches(), self.recipe.recalibrate_batches)
             recalibrate(system, (self.parts.plain(batch.to(self.device)) for batch in first if len(batch)))
             share_statistics(system, self.world)  # each process has seen its own rows
+            if system is not holder:
+                put_buffers(holder, copy_buffers(system))
         return system
 
     def _finish(self) -> None:
@@ -407,7 +425,9 @@ class Trainer:
 def _load_exactly(system: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Load a state dict whose names and shapes must all fit."""
     try:
-        system.load_state_dict(tensors, strict=True)
+        own = system.state_dict()
+        shares = {name: split_like(value, own[name]) if name in own else value for name, value in tensors.items()}
+        system.load_state_dict(shares, strict=True)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint {folder} does not fit the recipe's model: {error}") from error
 

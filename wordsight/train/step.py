@@ -21,7 +21,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ from wordsight.system import ContrastiveSystem, System
 from wordsight.train.distributed import World
 from wordsight.train.speed import flops_per_sample
 from wordsight.types import Batch, Term
+
+if TYPE_CHECKING:
+    from wordsight.train.sharded import Sharded
 
 Draws = Callable[[int, int], Tensor]
 Prepare = Callable[[Batch, Draws], Batch]
@@ -110,6 +113,7 @@ class Stepper:
         exchange: Literal["ring", "gather"] = "ring",
         seed: int = 0,
         prepare: Prepare | None = None,
+        sharded: Sharded | None = None,
     ) -> None:
         """Wrap `system`, which must be on its device already.
 
@@ -124,20 +128,21 @@ class Stepper:
                 generator, of (seed, step, rank, micro-batch).
             prepare: what is done to a micro-batch on the device first (augment, normalise), with random numbers by row, see
             `row_draws`.
+            sharded: `system` as FSDP2 has split it; None: every process has all weights (DDP).
         """
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size must be at least 1, or None for the whole batch; got {micro_batch_size}")
         if not isinstance(system, System):
             raise ValueError(f"{type(system).__name__} can't be trained: it has no method `loss(batch) -> dict[str, Term]`")
         self.system, self.world, self.seed = system, world or World(), seed
-        self.exchange = exchange
+        self.exchange, self.sharded = exchange, sharded
         self.micro_batch_size, self.precision, self.prepare = micro_batch_size, precision, prepare
         self.device = next(system.parameters()).device
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64  # that device has no double
         number_streams(system)
         self._forward = _Forward(system)
         self._parallel: nn.Module = self._forward
-        if self.world.size > 1:
+        if self.world.size > 1 and sharded is None:
             self._parallel = nn.parallel.DistributedDataParallel(
                 self._forward, broadcast_buffers=False, gradient_as_bucket_view=True
             )
@@ -152,10 +157,8 @@ class Stepper:
         """
         sizes = [len(batch)] if sizes is None else sizes
         offset = sum(sizes[: self.world.rank])
-        # a process whose samples are all bad still takes part: one empty row goes through, and none of it counts
-        empty = len(batch) == 0
-        parts = [_one_empty_row(batch)] if empty else batch.split(self.micro_batch_size or len(batch))
-        starts = [offset + sum(len(part) for part in parts[:i]) for i in range(len(parts))]
+        parts, rows = self._parts(batch, sizes)
+        starts = [offset + sum(rows[:i]) for i in range(len(parts))]
         last = len(parts) - 1
         outputs = []
         with torch.no_grad(), _buffers_kept(self.system, active=last > 0):
@@ -163,31 +166,52 @@ class Stepper:
                 outputs.append(self._run(parts[i], step, i, starts[i], self._forward))
         # DDP's forward waits for the other processes, so all must come to it on the same side of the gathering: before it where
         # everyone has one micro-batch, after it otherwise, when a process with a single one has to run that again
-        together = max(sizes) <= (self.micro_batch_size or max(sizes))
+        together = self.sharded is not None or max(sizes) <= (self.micro_batch_size or max(sizes))
         again = last == 0 and not together
-        with _buffers_kept(self.system, active=empty or again):
+        with _buffers_kept(self.system, active=rows[last] == 0 or again):
             module = self._parallel if together else self._forward
             outputs.append(self._run(parts[last], step, last, starts[last], module))
 
         if isinstance(self.system, ContrastiveSystem):
-            loss, gradients = self._contrast(outputs, sizes, empty)
+            loss, gradients = self._contrast(outputs, sizes, rows)
         else:
-            loss, gradients = self._sum_terms(outputs, sum(sizes), empty)
+            loss, gradients = self._sum_terms(outputs, sum(sizes), rows)
         for place, i in enumerate([last, *range(last)]):  # the kept graph first, so that two are never alive at once
-            final = place == last  # DDP averages over processes in this one's backward
+            final = place == last  # DDP averages over processes in this one's backward, FSDP in each
             if place or again:
-                outputs[i] = self._run(parts[i], step, i, starts[i], self._parallel if final else self._forward)
+                with _buffers_kept(self.system, active=rows[i] == 0):
+                    outputs[i] = self._run(parts[i], step, i, starts[i], self._parallel if final else self._forward)
             roots, upstream = gradients(i, outputs[i], final)
             outputs[i] = {}
             with self._rows(step, starts[i], len(parts[i])):  # activation checkpointing draws again in here
                 torch.autograd.backward(roots, upstream)
+        if self.sharded is not None:
+            self.sharded.average_kept()
         return loss
 
-    def flops_per_sample(self, batch: Batch, step: int) -> float:
-        """Operations forward and backward of one sample of this batch, see `speed.flops_per_sample`; it leaves nothing behind."""
-        part = batch.split(2)[0]
-        with _buffers_kept(self.system, active=True):
-            return flops_per_sample(self.system, lambda: self._run(part, step, 0, 0, self._forward), len(part))
+    def _parts(self, batch: Batch, sizes: Sequence[int]) -> tuple[list[Batch], list[int]]:
+        """The micro-batches of this process, and how many rows count in each.
+
+        A process whose samples are all bad still takes part: one empty row goes through, and none of it counts. Where weights are
+        split every forward and backward pass is everyone's, so a process with fewer micro-batches adds such rows.
+        """
+        parts = list(batch.split(self.micro_batch_size or len(batch))) if len(batch) else []
+        rows = [len(part) for part in parts]
+        wanted = 1
+        if self.sharded is not None and self.micro_batch_size is not None:
+            wanted = max(1, -(-max(sizes) // self.micro_batch_size))
+        missing = max(0, wanted - len(parts))
+        return parts + [_one_empty_row(batch)] * missing, rows + [0] * missing
+
+    def flops_per_sample(self, batch: Batch, step: int, system: nn.Module | None = None) -> float:
+        """Operations forward and backward of one sample of this batch, see `speed.flops_per_sample`; it leaves nothing behind.
+
+        `system` is counted in the place of the stepper's own: a whole copy, where that computes with all processes alone.
+        """
+        counted, part = self.system if system is None else system, batch.split(2)[0]
+        module = _Forward(counted)
+        with _buffers_kept(counted, active=True):
+            return flops_per_sample(counted, lambda: self._run(part, step, 0, 0, module), len(part))
 
     def _rows(self, step: int, first_row: int, num_rows: int) -> AbstractContextManager[None]:
         return numbered_rows(derive_seed(self.seed, step), first_row, self.device, num_rows)
@@ -204,10 +228,9 @@ class Stepper:
             with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
                 return module(part)
 
-    def _contrast(self, outputs: list[dict[str, Tensor]], sizes: Sequence[int], empty: bool) -> tuple[StepLoss, Any]:
+    def _contrast(self, outputs: list[dict[str, Tensor]], sizes: Sequence[int], rows: list[int]) -> tuple[StepLoss, Any]:
         """The loss on everyone's embeddings, and a function that gives each micro-batch's gradients."""
         trained = [name for name, value in outputs[-1].items() if value.requires_grad]
-        rows = [0 if empty else len(next(iter(output.values()))) for output in outputs]
         ring = Ring() if self.exchange == "ring" and self.world.size > 1 else None
         everyone: dict[str, Tensor] = {}
         for name in outputs[-1]:
@@ -222,7 +245,7 @@ class Stepper:
         raw = torch.autograd.grad(total, wanted, allow_unused=True)
         found = [torch.zeros_like(w) if g is None else g for w, g in zip(wanted, raw, strict=True)]
         at_rows, at_parameters = dict(zip(trained, found, strict=False)), found[len(trained) :]
-        # each process holds the gradients of its own rows, whose sum is wanted where DDP averages; a ring's are ready for that
+        # each process holds the gradients of its own rows, whose sum is wanted where DDP (or FSDP) averages; a ring's are ready
         offset, copies = (0, 1) if ring else (sum(sizes[: self.world.rank]), self.world.size)
 
         def gradients(i: int, output: dict[str, Tensor], final: bool) -> tuple[list[Tensor], list[Tensor]]:
@@ -236,16 +259,17 @@ class Stepper:
         values = {name: term.value.detach() for name, term in terms.items()}
         return StepLoss(total.detach(), values, sum(sizes)), gradients
 
-    def _sum_terms(self, outputs: list[dict[str, Term]], rows: int, empty: bool) -> tuple[StepLoss, Any]:
+    def _sum_terms(self, outputs: list[dict[str, Term]], num_rows: int, rows: list[int]) -> tuple[StepLoss, Any]:
         """The loss from everyone's sums and counts, and a function that gives each micro-batch's gradients."""
         names = sorted(outputs[-1])
-        counted = 0.0 if empty else 1.0
+        counted = torch.tensor([float(n > 0) for n in rows], dtype=self._wide, device=self.device)
 
         def added(values: list[Any]) -> Tensor:
-            return torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device).detach() for v in values]).sum()
+            found = torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device).detach() for v in values])
+            return (found * counted).sum()
 
         local = [added([o[n].sum for o in outputs]) for n in names] + [added([o[n].count for o in outputs]) for n in names]
-        totals = self.world.add(torch.stack(local) * counted)
+        totals = self.world.add(torch.stack(local))
         sums, counts = dict(zip(names, totals, strict=False)), dict(zip(names, totals[len(names) :], strict=True))
         weights = {name: outputs[-1][name].weight for name in names}
         share = {n: torch.where(counts[n] > 0, 1 / counts[n].clamp_min(1e-30), 0.0) for n in names}
@@ -253,12 +277,12 @@ class Stepper:
         def gradients(i: int, output: dict[str, Term], final: bool) -> tuple[list[Tensor], list[Tensor]]:
             roots = [output[name].sum for name in names if output[name].sum.requires_grad]
             used = [name for name in names if output[name].sum.requires_grad]
-            scale = counted * self.world.size
+            scale = self.world.size if rows[i] else 0.0
             return roots, [(weights[n] * scale * share[n]).to(output[n].sum.dtype) for n in used]
 
         values = {name: sums[name] * share[name] for name in names}
         total = torch.stack([weights[name] * values[name] for name in names]).sum()
-        return StepLoss(total, values, rows), gradients
+        return StepLoss(total, values, num_rows), gradients
 
 
 @contextmanager
