@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from wordsight.data.errors import BadReport, BadSampleError, TooManyBadSamplesError
     from wordsight.data.loader import Loader
     from wordsight.data.reader import Read, iterate
+    from wordsight.data.remote import RemoteConfig
     from wordsight.data.sources import DataSource, Source, open_source
 
 _HOMES = {
@@ -17,6 +18,7 @@ _HOMES = {
     "DataSource": "sources",
     "Loader": "loader",
     "Read": "reader",
+    "RemoteConfig": "remote",
     "Source": "sources",
     "TooManyBadSamplesError": "errors",
     "iterate": "reader",
@@ -29,6 +31,7 @@ __all__ = [
     "DataSource",
     "Loader",
     "Read",
+    "RemoteConfig",
     "Source",
     "TooManyBadSamplesError",
     "iterate",
