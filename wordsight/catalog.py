@@ -9,6 +9,8 @@ from typing import Any
 from wordsight.models.contrastive.align import ALIGN, ALIGNConfig
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.models.contrastive.lit import LiT, LiTConfig
+from wordsight.models.contrastive.llip import Llip, LlipConfig
+from wordsight.models.contrastive.unicl import UniCL, UniCLConfig
 from wordsight.nn.bert import BertConfig
 from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.efficientnet import EfficientNetConfig, efficientnet
@@ -21,9 +23,13 @@ SYSTEMS: dict[str, tuple[type, type]] = {
     "clip": (CLIPConfig, CLIP),
     "align": (ALIGNConfig, ALIGN),
     "lit": (LiTConfig, LiT),
+    "llip": (LlipConfig, Llip),
+    "unicl": (UniCLConfig, UniCL),
 }
 
 CLIP_PAPER = "arXiv 2103.00020"
+LLIP_PAPER = "arXiv 2405.00740"
+UNICL_PAPER = "arXiv 2204.03610"
 ALIGN_PAPER = "arXiv 2102.05918"
 LIT_PAPER = "arXiv 2111.07991"
 
@@ -207,6 +213,81 @@ _LIT = (
     ),
 )
 
+_QUICKSTART_TEXT = TextConfig(vocab_size=4096, context_length=20, width=128, num_layers=1, num_heads=4)
+_LLIP = (
+    Entry(
+        name="llip-ViT-B/16-k32",
+        config=LlipConfig(
+            embed_dim=512, image=ViTConfig(patch_size_px=16), text=TextConfig(), num_tokens=32, num_heads=8, temperature=5.0
+        ),
+        num_parameters=174_965_250,
+        paper=LLIP_PAPER,
+        summary="the paper's: 32 mixture tokens of 8 heads",
+    ),
+    Entry(
+        name="llip-ViT-G/14-k64",
+        config=LlipConfig(
+            embed_dim=1280,
+            image=ViTConfig(patch_size_px=14, width=1664, num_layers=48, num_heads=16, mlp_ratio=4.9231),
+            text=TextConfig(width=1280, num_layers=32, num_heads=20),
+            num_tokens=64,
+            num_heads=8,
+            temperature=5.0,
+            mixture_norm=True,
+        ),
+        num_parameters=2_813_561_090,
+        paper=LLIP_PAPER,
+        summary="the paper's: 64 mixture tokens of 8 heads, normed",
+    ),
+    Entry(
+        name="llip-quickstart",
+        config=LlipConfig(
+            embed_dim=256,
+            image=ConvNetConfig(),
+            text=_QUICKSTART_TEXT,
+            num_tokens=8,
+            num_heads=4,
+            duplicates="multi_positive",
+        ),
+        num_parameters=1_782_146,
+        paper=LLIP_PAPER,
+        summary="the quickstart's towers, 8 tokens from the map",
+    ),
+    Entry(
+        name="llip-tiny",
+        config=LlipConfig(
+            embed_dim=64,
+            image=ViTConfig(image_size_px=32, patch_size_px=8, width=32, num_layers=2, num_heads=2),
+            text=TextConfig(vocab_size=512, context_length=32, width=32, num_layers=2, num_heads=2),
+            num_tokens=4,
+            num_heads=2,
+        ),
+        num_parameters=99_906,
+        paper=LLIP_PAPER,
+        summary="for tests: 4 mixture tokens, both towers 2 layers of 32",
+    ),
+)
+_UNICL = (
+    Entry(
+        name="unicl-quickstart",
+        config=UniCLConfig(embed_dim=256, image=ConvNetConfig(), text=_QUICKSTART_TEXT, init_log_scale=3.2),
+        num_parameters=1_683_713,
+        paper=UNICL_PAPER,
+        summary="the quickstart's towers; texts of a picture's class are right for it",
+    ),
+    Entry(
+        name="unicl-tiny",
+        config=UniCLConfig(
+            embed_dim=64,
+            image=ViTConfig(image_size_px=32, patch_size_px=8, width=32, num_layers=2, num_heads=2),
+            text=TextConfig(vocab_size=512, context_length=32, width=32, num_layers=2, num_heads=2),
+        ),
+        num_parameters=79_233,
+        paper=UNICL_PAPER,
+        summary="for tests: both towers 2 layers of 32",
+    ),
+)
+
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -227,6 +308,8 @@ CATALOG: dict[str, Entry] = {
         *_OWN,
         *_ALIGN,
         *_LIT,
+        *_LLIP,
+        *_UNICL,
     )
 }
 

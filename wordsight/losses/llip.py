@@ -50,13 +50,17 @@ def mixture_similarities(image: Tensor, text: Tensor, output: Tensor, num_heads:
     return (F.normalize(mixed_BTD, dim=-1, eps=LEAST_LENGTH) * feature_TD).sum(-1)
 
 
-def mixture_scores(image: Tensor, text: Tensor, output: Tensor, num_heads: int) -> Tensor:
-    """The same as it is computed for evaluation and in tiles, by the cheaper of two ways to the lengths.
+def mixture_scores(image: Tensor, text: Tensor, output: Tensor, num_heads: int, *, by_gram: bool) -> Tensor:
+    """The same as it is computed in tiles, by one of the two ways to the lengths.
 
-    Args and Returns as `mixture_similarities`; memory O(B T (S + D)) or O(B S^2 + B T S).
+    Args and Returns as `mixture_similarities`. By inner products memory is O(B S^2 + B T S), otherwise O(B T (S + D)).
     """
-    by_gram = _gram_pays(image.shape[1] * num_heads, len(output), len(text))
     return _meet(*_hold(image, output, num_heads, by_gram), *_ask(text, output, num_heads))
+
+
+def gram_pays(num_parts: int, width: int, num_texts: int) -> bool:
+    """Whether lengths by inner products of S parts, S^2 (1 + D / T) multiplications a pair, take fewer than D^2."""
+    return num_parts**2 * (num_texts + width) < width**2 * num_texts
 
 
 def mixture_sigmoid(
@@ -133,17 +137,12 @@ class _Way:
     @classmethod
     def choose(cls, tile: int | None, num_heads: int, num_parts: int, width: int, num_texts: int) -> _Way:
         """The cheaper way, in tiles of `tile` or of what fits."""
-        by_gram = _gram_pays(num_parts, width, num_texts)
+        by_gram = gram_pays(num_parts, width, num_texts)
         if tile is not None:
             return cls(num_heads, by_gram, tile, tile)
         pairs = max(1, TILE_NUMBERS // (num_parts if by_gram else num_parts + width))
         rows = max(1, min(math.isqrt(pairs), GRAM_NUMBERS // num_parts**2 if by_gram else pairs))
         return cls(num_heads, by_gram, rows, max(1, pairs // rows))
-
-
-def _gram_pays(num_parts: int, width: int, num_texts: int) -> bool:
-    """Whether S^2 (1 + D / T) multiplications a pair are fewer than D^2 and the S d of a mixture."""
-    return num_parts**2 * (num_texts + width) < width**2 * num_texts
 
 
 class _MixtureCrossEntropy(torch.autograd.Function):
