@@ -166,7 +166,7 @@ _ALIGN = (
         config=ALIGNConfig(
             embed_dim=256,
             image=replace(
-                efficientnet("b0"), image_size_px=64, width_factor=0.5, depth_factor=0.5, head_channels=512, drop_connect=0.0
+                efficientnet("b0"), image_size_px=48, width_factor=0.5, depth_factor=0.5, head_channels=512, drop_connect=0.0
             ),
             text=BertConfig(vocab_size=4096, context_length=24, width=128, num_layers=2, num_heads=4),
             init_temperature=0.07,
@@ -174,7 +174,7 @@ _ALIGN = (
         ),
         num_parameters=1_617_889,
         paper=ALIGN_PAPER,
-        summary="for the embedded pictures: half of EfficientNet-B0 at 64 px, 2 text layers",
+        summary="for the embedded pictures: half of EfficientNet-B0 at 48 px, 2 text layers",
     ),
     Entry(
         name="align-tiny",
@@ -188,17 +188,18 @@ _LIT = (
     Entry(
         name="lit-lite0-minilm",
         config=LiTConfig(
-            embed_dim=384,
+            embed_dim=256,
             image=replace(efficientnet("lite0"), image_size_px=128, project=False),
             text=_MINILM,
             lock_text=True,
-            image_head="linear",
+            image_head="normed",
             text_head="linear",
+            head_dropout=0.3,
             cache_rows=65_536,
             init_log_scale=3.0,
             duplicates="multi_positive",
         ),
-        num_parameters=26_391_809,
+        num_parameters=26_181_121,
         paper=LIT_PAPER,
         summary="EfficientNet-Lite0 and MiniLM, both locked, with linear heads",
     ),

@@ -28,6 +28,7 @@ CONFIGS = {
     "text locked": replace(TINY, lock_image=False, lock_text=True, image_head="linear", text_head="linear", embed_dim=48),
     "both locked": BOTH,
     "both locked, cached": replace(BOTH, cache_rows=100),
+    "normed heads": replace(BOTH, image_head="normed", text_head="normed", lock_text=False),
     "neither": replace(TINY, lock_image=False),
     "vit": replace(
         TINY,
@@ -148,7 +149,7 @@ def test_configs_survive_json_and_refuse_what_cannot_be() -> None:
     for config in (*CONFIGS.values(), catalog.find("lit-lite0-minilm").config):
         assert config_from_dict(LiTConfig, json.loads(json.dumps(config_to_dict(config)))) == config
     for bad, match in (
-        ({"image_head": "conv"}, "image_head must be one of none, linear, mlp"),
+        ({"image_head": "conv"}, "image_head must be one of none, linear, normed, mlp"),
         ({"image_head": "none", "embed_dim": 30}, "the image trunk has 24 features and no head"),
         ({"image": replace(TINY.image, project=True)}, r"projects them: set image\.project=false"),
         (

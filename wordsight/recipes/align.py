@@ -11,7 +11,7 @@ from wordsight.train.recipe import DataConfig, Evaluation, OptimConfig, Recipe
 
 
 def align() -> Recipe:
-    """align-small at 64 px, a WordPiece vocabulary of the embedded captions, batch 256, LAMB; judged on Twemoji at the end."""
+    """align-small at 48 px, a WordPiece vocabulary of the embedded captions, batch 128, LAMB; judged on Twemoji at the end."""
     return Recipe(
         model="align-small",
         tokenizer="sample:wordpiece",
@@ -25,9 +25,9 @@ def align() -> Recipe:
             first_caption_prob=0.9,
             cache_decoded=True,
         ),
-        optim=OptimConfig(name="lamb", lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=50),
-        steps=500,
-        batch_size=256,
+        optim=OptimConfig(name="lamb", lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=30),
+        steps=300,
+        batch_size=128,
         evaluations=(
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-seen"),
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-unseen"),

@@ -24,7 +24,7 @@ def lit() -> Recipe:
                 DataSource(path="sample:train-openclipart", weight=0.1),
             ),
             crop_scale=None,
-            first_caption_prob=0.5,
+            first_caption_prob=0.9,
             cache_decoded=True,
         ),
         optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup_steps=50),

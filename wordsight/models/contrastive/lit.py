@@ -27,8 +27,8 @@ from wordsight.types import Term
 if TYPE_CHECKING:
     from wordsight.losses.ring import Ring
 
-Head = Literal["none", "linear", "mlp"]
-HEADS = ("none", "linear", "mlp")
+Head = Literal["none", "linear", "normed", "mlp"]
+HEADS = ("none", "linear", "normed", "mlp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +42,11 @@ class LiTConfig:
         activation: of trunks that do not say their own.
         lock_image: whether the image trunk stands still: no gradients, evaluation mode for ever (batch norm, dropout).
         lock_text: likewise for the text trunk.
-        image_head: what stands on the image trunk: nothing, a linear layer, or layer norm, linear, GELU, linear.
+        image_head: what stands on the image trunk: nothing ("none"); a linear layer ("linear"); layer norm, dropout, linear
+            ("normed"); layer norm, linear, GELU, dropout, linear ("mlp").
         text_head: likewise on the text trunk.
         head_width: hidden width of an "mlp" head.
-        head_dropout: rate of dropout on what enters an "mlp" head's last layer.
+        head_dropout: rate of dropout on what enters the last layer of a "normed" or "mlp" head.
         cache_rows: how many features of each locked trunk are kept in training, so that a picture or text that comes again with
             the same pixels or tokens is not computed again; 0: none.
         init_log_scale: where log_scale starts, log of the inverse temperature.
@@ -164,6 +165,8 @@ def make_head(kind: Head, num_features: int, embed_dim: int, hidden_width: int, 
         return nn.Identity()
     if kind == "linear":
         return nn.Linear(num_features, embed_dim)
+    if kind == "normed":
+        return nn.Sequential(nn.LayerNorm(num_features), Dropout(dropout), nn.Linear(num_features, embed_dim))
     return nn.Sequential(
         nn.LayerNorm(num_features),
         nn.Linear(num_features, hidden_width),
