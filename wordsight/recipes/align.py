@@ -25,8 +25,8 @@ def align() -> Recipe:
             first_caption_prob=0.9,
             cache_decoded=True,
         ),
-        optim=OptimConfig(name="lamb", lr=1e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=30),
-        steps=300,
+        optim=OptimConfig(name="lamb", lr=2e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=30),
+        steps=200,
         batch_size=128,
         evaluations=(
             Evaluation(evaluator=ZeroShot(prompts="name"), data="sample:test-twemoji-seen"),
