@@ -31,7 +31,7 @@ PROBES = ("a photo of a cat", "🐈 naïve café, 3D & more")  # their tokens st
     epilog="""\b
 Examples:
   wordsight embed runs/quickstart --images photos/*.jpg --out photos.npy
-  wordsight embed ViT-B-32.pt --texts captions.csv --column caption --out captions.parquet --processes 2
+  wordsight embed ViT-B-32.pt --texts captions.csv --out captions.parquet --processes 2
 """,
 )
 @click.argument("model")
