@@ -132,6 +132,7 @@ def join(world: World, device: torch.device | None = None) -> Iterator[None]:
         # the limit on waiting is the watch's, not the collective operations'
         limit = timedelta(days=7)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=limit)
+        world.gather_objects(None)  # none leaves before all are connected
         yield
     except BaseException as error:
         lost = watch.explain(error)
