@@ -21,7 +21,7 @@ from torch import nn
 
 import wordsight
 from wordsight import catalog
-from wordsight.interop import open_clip, own
+from wordsight.interop import open_clip, own, siglip
 from wordsight.interop.checkpoint import CONFIGS, TRANSFORMERS, check_parts, layout_of, read
 from wordsight.interop.contents import Contents, read_json, write_json
 from wordsight.interop.names import name_list
@@ -257,6 +257,8 @@ def _writer(to: str, config: Any) -> Any:
         return TRANSFORMERS[system].write_folder
     if to == "open_clip" and system == "clip":
         return open_clip.write_folder
+    if to == "open_clip" and system == "siglip":
+        return siglip.write_open_clip_folder
     raise ValueError(f"{to} has no model like {catalog.system_class(config).__name__}: write it with to='wordsight'")
 
 

@@ -10,17 +10,19 @@ from wordsight.models.contrastive.align import ALIGN, ALIGNConfig
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.models.contrastive.lit import LiT, LiTConfig
 from wordsight.models.contrastive.llip import Llip, LlipConfig
+from wordsight.models.contrastive.siglip import SigLIP, SigLIPConfig
 from wordsight.models.contrastive.unicl import UniCL, UniCLConfig
 from wordsight.nn.bert import BertConfig
 from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.efficientnet import EfficientNetConfig, efficientnet
 from wordsight.nn.resnet import ResNetConfig
-from wordsight.nn.text import TextConfig
+from wordsight.nn.text import SigLIPTextConfig, TextConfig
 from wordsight.nn.vit import ViTConfig
 
 # every system's name as it stands in a model folder, with its config and its class
 SYSTEMS: dict[str, tuple[type, type]] = {
     "clip": (CLIPConfig, CLIP),
+    "siglip": (SigLIPConfig, SigLIP),
     "align": (ALIGNConfig, ALIGN),
     "lit": (LiTConfig, LiT),
     "llip": (LlipConfig, Llip),
@@ -28,6 +30,7 @@ SYSTEMS: dict[str, tuple[type, type]] = {
 }
 
 CLIP_PAPER = "arXiv 2103.00020"
+SIGLIP_PAPER = "arXiv 2303.15343"
 LLIP_PAPER = "arXiv 2405.00740"
 UNICL_PAPER = "arXiv 2204.03610"
 ALIGN_PAPER = "arXiv 2102.05918"
@@ -289,6 +292,77 @@ _UNICL = (
     ),
 )
 
+
+def _siglip(patch: int, width: int, layers: int, heads: int, mlp_width: int, image_size: int) -> SigLIPConfig:
+    """A published SigLIP: both towers of one size, 32,000 tokens."""
+    size: dict[str, Any] = {
+        "width": width,
+        "num_layers": layers,
+        "num_heads": heads,
+        "mlp_ratio": mlp_width / width,
+        "norm_eps": 1e-6,
+    }
+    return SigLIPConfig(
+        embed_dim=width,
+        image=ViTConfig(
+            image_size_px=image_size, patch_size_px=patch, patch_bias=True, norm_pre=False, pool="map", project=False, **size
+        ),
+        text=SigLIPTextConfig(**size),
+    )
+
+
+_B, _L, _SO400M = (768, 12, 12, 3072), (1024, 24, 16, 4096), (1152, 27, 16, 4304)
+_SIGLIP = (
+    *(
+        Entry(name=name, config=config, num_parameters=size, paper=SIGLIP_PAPER, summary="published SigLIP")
+        for name, config, size in (
+            ("ViT-B/16-SigLIP", _siglip(16, *_B, 224), 203_155_970),
+            ("ViT-B/16-SigLIP-256", _siglip(16, *_B, 256), 203_202_050),
+            ("ViT-B/16-SigLIP-384", _siglip(16, *_B, 384), 203_447_810),
+            ("ViT-B/16-SigLIP-512", _siglip(16, *_B, 512), 203_791_874),
+            ("ViT-L/16-SigLIP-256", _siglip(16, *_L, 256), 652_150_786),
+            ("ViT-L/16-SigLIP-384", _siglip(16, *_L, 384), 652_478_466),
+            ("SO400M/14-SigLIP", _siglip(14, *_SO400M, 224), 877_415_602),
+            ("SO400M/14-SigLIP-384", _siglip(14, *_SO400M, 384), 877_960_498),
+        )
+    ),
+    Entry(
+        name="siglip-quickstart",
+        config=SigLIPConfig(
+            embed_dim=256,
+            image=ConvNetConfig(),
+            text=TextConfig(vocab_size=4096, context_length=20, width=128, num_layers=1, num_heads=4),
+            activation="quick_gelu",
+            duplicates="multi_positive",
+        ),
+        num_parameters=1_683_714,
+        paper=SIGLIP_PAPER,
+        summary="the quickstart's towers with the sigmoid loss",
+    ),
+    Entry(
+        name="siglip-tiny",
+        config=SigLIPConfig(
+            embed_dim=64,
+            image=ViTConfig(
+                image_size_px=32,
+                patch_size_px=8,
+                width=64,
+                num_layers=2,
+                num_heads=2,
+                patch_bias=True,
+                norm_pre=False,
+                norm_eps=1e-6,
+                pool="map",
+                project=False,
+            ),
+            text=SigLIPTextConfig(vocab_size=1024, context_length=16, width=64, num_layers=2, num_heads=2),
+        ),
+        num_parameters=334_210,
+        paper=SIGLIP_PAPER,
+        summary="for tests: both towers 2 layers of 64",
+    ),
+)
+
 CATALOG: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -307,6 +381,7 @@ CATALOG: dict[str, Entry] = {
             for name, config, size in _PUBLISHED
         ),
         *_OWN,
+        *_SIGLIP,
         *_ALIGN,
         *_LIT,
         *_LLIP,

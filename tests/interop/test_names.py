@@ -8,7 +8,7 @@ import torch
 from wordsight import catalog
 from wordsight.interop import huggingface, openai
 from wordsight.interop.names import NameMap, name_list
-from wordsight.models.contrastive.clip import CLIP
+from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.nn.vit import ViTConfig
 
 
@@ -40,7 +40,12 @@ def test_every_published_model_has_openai_s_names_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, e in catalog.CATALOG.items() if isinstance(e.config.image, ViTConfig) and "-gelu" not in n]
+    "name",
+    [
+        n
+        for n, e in catalog.CATALOG.items()
+        if isinstance(e.config, CLIPConfig) and isinstance(e.config.image, ViTConfig) and "-gelu" not in n
+    ],
 )
 def test_every_vit_has_transformers_names_and_back(name: str) -> None:
     from transformers import CLIPConfig, CLIPModel

@@ -75,6 +75,8 @@ def command(
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         _print_table(rows)
+        if model.logit_bias is not None:
+            click.echo("Each label has its own probability (a sigmoid, not a softmax): a picture's need not sum to 100%.")
 
 
 def read_labels(labels: str) -> list[str]:

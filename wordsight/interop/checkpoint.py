@@ -16,7 +16,7 @@ import torch
 from wordsight import catalog
 from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
 from wordsight.data.transform import Preprocess
-from wordsight.interop import align, huggingface, local_files, open_clip, openai, own
+from wordsight.interop import align, big_vision, huggingface, local_files, open_clip, openai, own, siglip
 from wordsight.interop.contents import Contents, read_json
 from wordsight.interop.names import name_list
 from wordsight.interop.safe_read import CheckpointError, Weights, read_weights
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 CONFIGS = {"wordsight": own.CONFIG, "open_clip": open_clip.CONFIG, "huggingface": huggingface.CONFIG}
 # transformers' model_type, which is our system's name too -> who reads and writes such folders
-TRANSFORMERS: dict[str, Any] = {"clip": huggingface, "align": align}
+TRANSFORMERS: dict[str, Any] = {"clip": huggingface, "align": align, "siglip": siglip}
 # what a config says about training and not about the function that the weights compute
-_TRAINING = ("patch_dropout", "stochastic_depth", "duplicates", "init_log_scale", "max_log_scale")
+_TRAINING: tuple[str, ...] = ("patch_dropout", "stochastic_depth", "duplicates", "init_log_scale", "max_log_scale", "init_bias")
 _TRAINING += (
     "label_smoothing",
     "init_temperature",
@@ -82,7 +82,8 @@ def _read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
     if layout == "wordsight":
         return own.read_folder(folder, weights_file)
     if layout == "open_clip":
-        return open_clip.read_folder(folder, weights_file)
+        read_theirs = siglip.read_open_clip_folder if siglip.is_open_clip(folder) else open_clip.read_folder
+        return read_theirs(folder, weights_file)
     if layout == "huggingface":
         kind = read_json(folder / huggingface.CONFIG).get("model_type")
         if kind not in TRANSFORMERS:
@@ -118,8 +119,22 @@ def _read_file(path: Path, expected: CLIPConfig | None) -> Contents:
     }
     if path.name in own_names.get(layout_of(path.parent) or "", ()):
         return replace(_read_folder(path.parent, path), source=path)
+    if path.suffix == big_vision.SUFFIX:
+        return big_vision.read_file(path, expected)  # type: ignore[arg-type]  # whatever system was named
     weights = read_weights(path)
     tensors, config = weights.tensors, expected
+    if siglip.is_open_clip_layout(tensors):
+        if expected is None:
+            raise CheckpointError(f"{path} holds a SigLIP of open_clip without its {open_clip.CONFIG}: pass model=NAME")
+        return Contents(
+            source=path,
+            layout="open_clip",
+            tensors=siglip.from_open_clip(tensors),
+            config=config,
+            tokenizer=siglip.read_tokenizer(path.parent, expected.text.context_length, "open_clip"),
+            preprocess=None,
+            notes=weights.notes,
+        )
     if openai.is_layout(tensors):
         activation = openai.activation_of(weights)
         if expected is not None and activation not in (None, expected.activation):
@@ -147,7 +162,8 @@ def _read_file(path: Path, expected: CLIPConfig | None) -> Contents:
                 f"{path} holds weights alone, without their {CONFIGS[layout]}: load the whole folder, or pass model=NAME"
             )
         if layout == "huggingface":
-            tensors = (align if align.is_layout(tensors) else huggingface).to_ours(tensors)
+            theirs = next((known for known in (align, siglip) if known.is_layout(tensors)), huggingface)
+            tensors = theirs.to_ours(tensors)
         return Contents(
             source=path, layout=layout, tensors=tensors, config=config, tokenizer=None, preprocess=None, notes=weights.notes
         )

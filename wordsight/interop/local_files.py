@@ -21,6 +21,17 @@ PUBLISHED: dict[str, tuple[str, tuple[str, ...]]] = {
     "ViT-L/14": ("ViT-L-14.pt", ("openai/clip-vit-large-patch14", "timm/vit_large_patch14_clip_224.openai")),
     "ViT-L/14@336": ("ViT-L-14-336px.pt", ("openai/clip-vit-large-patch14-336", "timm/vit_large_patch14_clip_336.openai")),
 }
+# likewise those that the hub alone has
+ON_THE_HUB: dict[str, tuple[str, ...]] = {
+    "ViT-B/16-SigLIP": ("google/siglip-base-patch16-224", "timm/ViT-B-16-SigLIP"),
+    "ViT-B/16-SigLIP-256": ("google/siglip-base-patch16-256", "timm/ViT-B-16-SigLIP-256"),
+    "ViT-B/16-SigLIP-384": ("google/siglip-base-patch16-384", "timm/ViT-B-16-SigLIP-384"),
+    "ViT-B/16-SigLIP-512": ("google/siglip-base-patch16-512", "timm/ViT-B-16-SigLIP-512"),
+    "ViT-L/16-SigLIP-256": ("google/siglip-large-patch16-256", "timm/ViT-L-16-SigLIP-256"),
+    "ViT-L/16-SigLIP-384": ("google/siglip-large-patch16-384", "timm/ViT-L-16-SigLIP-384"),
+    "SO400M/14-SigLIP": ("google/siglip-so400m-patch14-224", "timm/ViT-SO400M-14-SigLIP"),
+    "SO400M/14-SigLIP-384": ("google/siglip-so400m-patch14-384", "timm/ViT-SO400M-14-SigLIP-384"),
+}
 
 
 def file_stem(name: str) -> str:
@@ -36,7 +47,7 @@ def own_folders() -> list[Path]:
 
 def places(name: str) -> Iterator[Path]:
     """Every file or folder that may hold the weights of a catalogue name, best first; they need not exist."""
-    openai_file, repositories = PUBLISHED.get(name, ("", ()))
+    openai_file, repositories = PUBLISHED.get(name, ("", ON_THE_HUB.get(name, ())))
     for folder in own_folders():
         yield from (folder / f"{file_stem(name)}{suffix}" for suffix in SUFFIXES)
         if openai_file:
@@ -59,14 +70,16 @@ def find(name: str) -> Path:
     for place in looked:
         if place.is_file() or (place.is_dir() and place.name != "snapshots" and any(place.iterdir())):
             return place
-    openai_file, repositories = PUBLISHED.get(name, ("", ()))
+    openai_file, repositories = PUBLISHED.get(name, ("", ON_THE_HUB.get(name, ())))
     where = "\n  ".join(str(p) for p in looked)
     stem = file_stem(name)
     how = (
         f"put a checkpoint of it at {own_folders()[0] / stem} (a folder) or {own_folders()[0] / stem}.safetensors (or .pt, .bin)"
     )
     if repositories:
-        how += f", or run `hf download {repositories[0]}`, or put OpenAI's {openai_file} there"
+        how += f", or run `hf download {repositories[0]}`"
+    if openai_file:
+        how += f", or put OpenAI's {openai_file} there"
     raise FileNotFoundError(
         f"no weights of {name} on this machine, and load never downloads. Looked at\n  {where}\nTo get them, {how}.\n"
         f"For a fresh model with random weights there is wordsight.create({name!r})"

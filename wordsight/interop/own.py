@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import wordsight
 from wordsight import catalog
+from wordsight.data.sentencepiece import SentencePieceTokenizer
 from wordsight.data.tokenize import ClipTokenizer, TextTokenizer
 from wordsight.data.transform import Preprocess
 from wordsight.data.wordpiece import WordPieceTokenizer
@@ -47,7 +48,7 @@ def read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
         preprocess = Preprocess.from_config(values["preprocess"]) if values.get("preprocess") else None
         options = values.get("tokenizer") or {}
         tokenizer = None
-        if (folder / "tokenizer.json").is_file():
+        if (folder / Path(options.get("file", "tokenizer.json")).name).is_file():
             tokenizer = _read_tokenizer(folder, options, config.text.context_length)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {'it lacks ' if isinstance(error, KeyError) else ''}{error}") from error
@@ -79,14 +80,18 @@ def _read_tokenizer(folder: Path, options: Mapping[str, Any], context_length: in
             return ClipTokenizer.from_file(folder, length, clean=options.get("clean"), pad_id=options.get("pad_id"))
         case "wordpiece":
             return WordPieceTokenizer.from_file(folder, length)
+        case "sentencepiece":
+            path = folder / Path(options["file"]).name
+            ids = {name: options.get(name) for name in ("end_id", "pad_id")}
+            return SentencePieceTokenizer.from_file(path, length, clean=options.get("clean"), **ids)
         case kind:
-            raise ValueError(f"tokenizer type {kind!r} is unknown; known are clip_bpe and wordpiece")
+            raise ValueError(f"tokenizer type {kind!r} is unknown; known are clip_bpe, wordpiece and sentencepiece")
 
 
 def write_folder(
     folder: Path, tensors: Mapping[str, Tensor], config: Any, tokenizer: TextTokenizer, preprocess: Preprocess
 ) -> None:
-    """Write weights, `tokenizer.json` and `wordsight.json` into an empty folder."""
+    """Write weights, the tokenizer's file and `wordsight.json` into an empty folder."""
     from safetensors.torch import save_file
 
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
