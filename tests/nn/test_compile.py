@@ -41,3 +41,18 @@ def test_towers_are_one_graph(name: str) -> None:
         tower.load_state_dict(state)
         assert graphs == 1
         torch.testing.assert_close(traced, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_efficientnet_and_bert_are_one_graph_each() -> None:
+    config = catalog.find("align-tiny").config
+    config = replace(
+        config, image=replace(config.image, drop_connect=0.3, image_size_px=33), text=replace(config.text, dropout=0.2)
+    )
+    model = create(config).train()
+    tokens = torch.tensor([[2, 9, 30, 3, 0, 0], [2, 3, 0, 0, 0, 0], [2, 7, 8, 9, 10, 3]])
+    for tower, x in ((model.image_tower, torch.randn(3, 3, 33, 33)), (model.text_tower, tokens)):
+        state = {key: value.clone() for key, value in tower.state_dict().items()}
+        graphs, traced, expected = graphs_and_outputs(tower, x)
+        tower.load_state_dict(state)
+        assert graphs == 1
+        torch.testing.assert_close(traced, expected, rtol=1e-5, atol=1e-5)

@@ -140,7 +140,8 @@ class Bert(nn.Module):
         place_L = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         # a row of nothing but padding (a process without samples sends one) must not divide nothing by nothing
         length_N = ((tokens != self.config.pad_id) * place_L).amax(1).clamp_min(1)
-        num_tokens = int(length_N.max())  # the only wait for the device
+        # the only wait for the device; a compiled tower, whose shapes are fixed when it is traced, computes them all
+        num_tokens = tokens.shape[1] if torch.compiler.is_compiling() else int(length_N.max())
         tokens_NT, visible_NT = tokens[:, :num_tokens], place_L[:num_tokens] <= length_N[:, None]
         x_NTW = self.token_embedding(tokens_NT) + self.type_embedding[0] + self.position_embedding[:num_tokens]
         x_NTW = self.drop_embed(self.norm_embed(x_NTW))
