@@ -46,7 +46,7 @@ def command(as_json: bool) -> None:
     for title, justify in (
         ("Name", "left"),
         ("Parameters", "right"),
-        ("Embedding", "right"),
+        ("Embed", "right"),
         ("Image", "right"),
         ("Activation", "left"),
         ("Paper", "left"),
