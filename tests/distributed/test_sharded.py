@@ -16,7 +16,6 @@ import torch.distributed.fsdp  # once here instead of once in each child
 from torch import nn
 
 import wordsight
-
 from tests.distributed.processes import in_processes
 from tests.distributed.test_gradients import dropping_clip, rows
 from tests.distributed.test_run import training
@@ -24,12 +23,15 @@ from tests.train.conftest import _quick_report, pairs, recipe, tokenizer_folder 
 from tests.train.systems import TwoTerms, tiny_batch, tiny_clip
 from tests.train.test_loop import assert_same_run, state_of, stop_at
 from wordsight.evaluate.retrieval import Retrieval
+from wordsight.models.contrastive.clip import CLIP, CLIPConfig
+from wordsight.nn.convnet import ConvNetConfig
+from wordsight.nn.text import TextConfig
 from wordsight.train import optim
 from wordsight.train.distributed import World, join
 from wordsight.train.loop import fit
-from wordsight.train.recipe import Evaluation, OptimConfig, Recipe
-from wordsight.train.sharded import Sharded, blocks, held_bytes, is_split, whole
-from wordsight.train.step import Stepper
+from wordsight.train.recipe import Evaluation, OptimConfig, Recipe, make_recipe
+from wordsight.train.sharded import Sharded, blocks, check, held_bytes, is_split, whole
+from wordsight.train.step import Stepper, average_running_statistics
 
 CPU = torch.device("cpu")
 
@@ -41,7 +43,13 @@ def checkpointing_clip() -> nn.Module:
 
 
 def two_steps(
-    make: Callable[[], nn.Module], sizes: list[int], micro: int | None, dtype: torch.dtype, exchange: str, split: bool
+    make: Callable[[], nn.Module],
+    sizes: list[int],
+    micro: int | None,
+    dtype: torch.dtype,
+    exchange: str,
+    split: bool,
+    precision: str = "fp32",
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the whole gradients of the second of two steps."""
     world = World.from_environment()
@@ -49,35 +57,37 @@ def two_steps(
     system = make().to(dtype)
     start = sum(sizes[: world.rank])
     mine = rows(tiny_batch(rows=sum(sizes), dtype=dtype), start, start + sizes[world.rank])
-    sharded = Sharded(system, world, CPU) if split else None
-    stepper = Stepper(system, world=world, micro_batch_size=micro, exchange=exchange, sharded=sharded)
+    sharded = Sharded(system, world, CPU, precision=precision) if split else None
+    stepper = Stepper(system, world=world, micro_batch_size=micro, exchange=exchange, precision=precision, sharded=sharded)
     for step in (1, 2):
         system.zero_grad(set_to_none=True)
         loss = stepper.backward(mine, step, sizes)
-    return loss.total.item(), {name: whole(p.grad).clone() for name, p in system.named_parameters()}
+    average_running_statistics(system, world)
+    found = {name: whole(p.grad).clone() for name, p in system.named_parameters()}
+    return loss.total.item(), found | {name: buffer.double() for name, buffer in system.named_buffers()}
 
 
-SHARES: dict[int, list[tuple[Any, ...]]] = {
+DOUBLE, SINGLE = torch.float64, torch.float32
+CASES: dict[int, list[tuple[Any, ...]]] = {
     2: [
-        (dropping_clip, [6, 6], None),
-        (checkpointing_clip, [7, 5], 3),
-        (dropping_clip, [10, 2], 3),
-        (checkpointing_clip, [12, 0], 5),
-        (TwoTerms, [9, 3], 2),
-        (TwoTerms, [0, 12], None),
+        (dropping_clip, [6, 6], None, SINGLE, "ring"),
+        (checkpointing_clip, [7, 5], 3, DOUBLE, "ring"),
+        (dropping_clip, [10, 2], 3, SINGLE, "gather"),
+        (checkpointing_clip, [12, 0], 5, DOUBLE, "gather"),
+        (TwoTerms, [9, 3], 2, DOUBLE, "ring"),
+        (TwoTerms, [0, 12], None, SINGLE, "ring"),
     ],
-    3: [(dropping_clip, [4, 4, 4], None), (checkpointing_clip, [5, 1, 6], 2), (dropping_clip, [0, 12, 0], 5)],
+    3: [
+        (dropping_clip, [4, 4, 4], None, DOUBLE, "gather"),
+        (checkpointing_clip, [5, 1, 6], 2, DOUBLE, "ring"),
+        (checkpointing_clip, [0, 12, 0], 5, SINGLE, "ring"),
+    ],
 }
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_split_weights_give_the_gradients_of_one_process(processes: int, tmp_path: Path) -> None:
-    cases = [
-        (*share, dtype, exchange)
-        for share in SHARES[processes]
-        for dtype in (torch.float64, torch.float32)
-        for exchange in (("gather",) if share[0] is TwoTerms else ("ring", "gather"))
-    ]
+    cases = CASES[processes]
 
     def run() -> list[tuple[float, dict[str, torch.Tensor]]]:
         with join(World.from_environment(), CPU):
@@ -86,11 +96,38 @@ def test_split_weights_give_the_gradients_of_one_process(processes: int, tmp_pat
     alone = [two_steps(case[0], [12], None, *case[3:], False) for case in cases]
     for results in in_processes(processes, run, tmp_path):
         for case, (loss, gradients), (other_loss, other) in zip(cases, alone, results, strict=True):
-            tolerance = 1e-10 if case[3] == torch.float64 else 1e-5
+            tolerance = 1e-10 if case[3] == DOUBLE else 1e-5
             largest = max(g.abs().max().item() for g in gradients.values())
             assert gradients.keys() == other.keys()
             assert abs(loss - other_loss) < tolerance, case
             assert max((gradients[name] - other[name]).abs().max().item() for name in gradients) < tolerance * largest, case
+
+
+def normed_clip() -> nn.Module:
+    image = ConvNetConfig(image_size_px=16, patch_size_px=4, widths=(8, 16), layers=(1, 2), pool="mean")
+    text = TextConfig(vocab_size=32, context_length=6, width=16, num_layers=2, num_heads=2)
+    return CLIP(CLIPConfig(embed_dim=8, image=image, text=text))
+
+
+def test_normed_and_bfloat16_blocks_are_as_with_whole_weights(tmp_path: Path) -> None:
+    cases = [
+        (normed_clip, [9, 3], DOUBLE, "fp32"),
+        (normed_clip, [8, 5], SINGLE, "bf16"),
+        (checkpointing_clip, [8, 5], SINGLE, "bf16"),
+    ]
+
+    def run() -> Any:
+        with join(World.from_environment(), CPU):
+            return [[two_steps(m, n, 3, t, "ring", split, p) for split in (False, True)] for m, n, t, p in cases]
+
+    for results in in_processes(2, run, tmp_path):
+        for case, ((loss, found), (other_loss, other)) in zip(cases, results, strict=True):
+            tolerance = 1e-10 if case[2] == DOUBLE else 1e-5
+            assert abs(loss - other_loss) < tolerance
+            assert found.keys() == other.keys()
+            assert any(name.endswith("running_mean") for name in found) == (case[0] is normed_clip)
+            for name in found:
+                assert (found[name] - other[name]).abs().max() < tolerance * found[name].abs().max().clamp_min(1), (case, name)
 
 
 def updated(
@@ -115,20 +152,54 @@ def updated(
     return norms, *({name: p.detach() for name, p in model.named_parameters()} for model in copies)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_updates_of_shares_are_those_of_one_process(name: str, tmp_path: Path) -> None:
-    config = OptimConfig(name=name, lr=1e-2, eps=1e-3, grad_clip=0.5)
+def test_updates_of_shares_are_those_of_one_process(tmp_path: Path) -> None:
+    configs = [OptimConfig(name=name, lr=1e-2, eps=1e-3, grad_clip=0.5) for name in ("adamw", "lamb")]
 
     def run() -> Any:
         with join(World.from_environment(), CPU):
-            return updated(config, True)
+            return [updated(config, True) for config in configs]
 
-    norms, weights, averages = updated(config, False)
-    assert min(norms) > 0.5  # so that all are clipped
-    for other_norms, other_weights, other_averages in in_processes(3, run, tmp_path):
-        assert norms == pytest.approx(other_norms, rel=1e-5)
-        for mine, theirs in ((weights, other_weights), (averages, other_averages)):
-            assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-5
+    alone = [updated(config, False) for config in configs]
+    assert min(alone[0][0] + alone[1][0]) > 0.5  # so that all are clipped
+    assert max((alone[0][1][name] - alone[1][1][name]).abs().max().item() for name in alone[0][1]) > 1e-3
+    for found in in_processes(3, run, tmp_path):
+        for (norms, weights, averages), (other_norms, other_weights, other_averages) in zip(alone, found, strict=True):
+            assert norms == pytest.approx(other_norms, rel=1e-5)
+            for mine, theirs in ((weights, other_weights), (averages, other_averages)):
+                assert max((mine[name] - theirs[name]).abs().max().item() for name in mine) < 1e-5
+
+
+def test_each_process_holds_its_share(tmp_path: Path) -> None:
+    def run() -> tuple[int, int, list[str]]:
+        world = World.from_environment()
+        with join(world, CPU):
+            system = tiny_clip()
+            sharded = Sharded(system, world, CPU)
+            optimizer = optim.make_optimizer(system, OptimConfig(), CPU)
+            Stepper(system, world=world, sharded=sharded).backward(rows(tiny_batch(12), 0, 6), 1, [6, 6])
+            optimizer.step()
+            gradients = [p.grad for p in system.parameters() if p.grad is not None]
+            moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
+            held = held_bytes([*system.parameters(), *gradients, *moments])
+            with pytest.raises(ValueError, match=r"Muon needs whole matrices"):
+                optim.make_optimizer(system, OptimConfig(muon_lr=1e-2), CPU)
+            return held, len(list(blocks(system))), [name for name, p in system.named_parameters() if not is_split(p)]
+
+    whole_bytes = 4 * 4 * sum(p.numel() for p in tiny_clip().parameters())
+    for held, num_blocks, kept in in_processes(2, run, tmp_path):
+        assert (num_blocks, kept) == (4, ["log_scale"])
+        assert held == pytest.approx(whole_bytes / 2, rel=0.01)
+
+
+def test_recipes_that_do_not_fit_are_refused(recipe: Recipe) -> None:  # noqa: F811
+    split = replace(recipe, parallel="fsdp")
+    check(split)
+    with pytest.raises(ValueError, match=r"optim\.muon_lr=none"):
+        check(replace(split, optim=replace(recipe.optim, muon_lr=1e-2)))
+    with pytest.raises(ValueError, match=r"compile=false"):
+        check(replace(split, compile=True))
+    with pytest.raises(ValueError, match=r"ddp"):
+        make_recipe("clip_tiny", ["parallel=fdsp"])
 
 
 def test_a_run_is_killed_and_goes_on(recipe: Recipe, pairs: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -13,6 +13,8 @@ from wordsight.train import distributed, optim
 from wordsight.train.distributed import World
 from wordsight.train.recipe import Recipe, to_json
 from wordsight.train.setup import build, compile_parts
+from wordsight.train.sharded import blocks
+from wordsight.train.sharded import check as check_parallel
 from wordsight.train.step import Stepper
 from wordsight.types import Batch
 
@@ -27,6 +29,7 @@ def dry_run(recipe: Recipe, *, device: str, processes: int, say: Callable[[str],
         say: takes the lines.
     """
     where = distributed.pick_device(device, World())
+    check_parallel(recipe)
     say(json.dumps(to_json(recipe), indent=1))
     parts = build(recipe, where, World(size=processes))
     system = parts.system.train()
@@ -49,7 +52,8 @@ def dry_run(recipe: Recipe, *, device: str, processes: int, say: Callable[[str],
         compile_parts(system)
     stepper = Stepper(system, micro_batch_size=micro, precision=recipe.precision, seed=recipe.seed, prepare=parts.prepare)
     activations = _measure_activations(stepper, first, micro)
-    for line in _memory_lines(system, activations, average is not None):
+    sharing = processes if recipe.parallel == "fsdp" else 1
+    for line in _memory_lines(system, activations, average is not None, sharing):
         say(line)
     for step, batch in enumerate((first, next(batches).to(where)), start=1):
         began = time.perf_counter()
@@ -96,15 +100,27 @@ def _measure_activations(stepper: Stepper, batch: Batch, micro: int) -> int:
     return sum(seen.values())
 
 
-def _memory_lines(system: nn.Module, activations: int, averaged: bool) -> Iterable[str]:
-    weights = sum(p.numel() * p.element_size() for p in system.parameters())
-    trained = sum(p.numel() * p.element_size() for p in system.parameters() if p.requires_grad)
+def _memory_lines(system: nn.Module, activations: int, averaged: bool, sharing: int) -> Iterable[str]:
+    def held(parameters: Iterable[Tensor]) -> int:
+        return sum(p.numel() * p.element_size() for p in parameters)
+
+    weights = held(system.parameters()) // sharing
+    trained = held(p for p in system.parameters() if p.requires_grad) // sharing
     average = weights if averaged else 0
     total = weights + 3 * trained + average + activations
     yield (
         f"memory for one process, about {_bytes(total)}: weights {_bytes(weights)}, gradients {_bytes(trained)}, "
         f"AdamW {_bytes(2 * trained)}, average {_bytes(average)}, activations of a micro-batch {_bytes(activations)}"
     )
+    if sharing > 1:
+        units = [set(unit.parameters()) for unit in blocks(system)]
+        largest = max((held(unit) for unit in units), default=0)
+        rest = held(set(system.parameters()).difference(*units))
+        yield (
+            f"FSDP2: each process holds 1/{sharing} of the model. The {_bytes(rest)} outside of its {len(units)} blocks, and the "
+            f"block that computes ({_bytes(largest)} at most), are gathered for a while, their gradients too. Evaluations and "
+            "model folders take a whole copy."
+        )
 
 
 def _bytes(number: int) -> str:

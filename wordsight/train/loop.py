@@ -320,6 +320,7 @@ class Trainer:
             "total_steps": self.total_steps,
             "samples": self.step * self.recipe.batch_size,
             "processes": self.world.size,
+            "parallel": self.recipe.parallel,
             "best": self.best,
             "metrics": self.last_metrics,
             "skipped": self.skipped,
@@ -340,6 +341,11 @@ class Trainer:
             self._say_early(
                 f"The run was trained by {found.state['processes']} processes until here, now by {self.world.size}: the "
                 "gradients are the same but for rounding, so it goes on, though not bit-identically."
+            )
+        elif self.world.size > 1 and found.state.get("parallel", "ddp") != self.recipe.parallel:
+            self._say_early(
+                f"The run was trained with parallel={found.state.get('parallel', 'ddp')} until here, now with "
+                f"{self.recipe.parallel}: the gradients are the same but for rounding, so it goes on, though not bit-identically."
             )
         return found.step
 

@@ -4,7 +4,7 @@ arXiv 2304.11277).
 A block's weights are gathered when it computes, forward and backward, and let go of afterwards; its gradients are averaged over
 the processes and split at once, micro-batch by micro-batch, so no process ever holds all gradients. What is no block (embeddings,
 positions, projections) is gathered as one unit. Numbers (a scale, a bias) can't be split, and the parameters that the loss itself
-uses are wanted outside of the towers: every process keeps those whole.
+uses are wanted outside of the towers: every process keeps those whole, and their gradients are averaged apart.
 
 A share is a DTensor. Files hold whole tensors: `whole` puts one together, `split_like` takes this process's share of one.
 """
@@ -12,6 +12,7 @@ A share is a DTensor. Files hold whole tensors: `whole` puts one together, `spli
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from wordsight.train.recipe import Recipe
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 ENTRIES = ("forward_row",)  # methods besides `forward` by which a tower calls a block
 
 
@@ -84,7 +86,7 @@ class Sharded:
 
     Attributes:
         system: the system, its weights split.
-        kept: its parameters that every process keeps whole, and whose gradients nobody averages: see `average_kept`.
+        kept: its parameters that every process keeps whole, and whose gradients `average_kept` averages.
     """
 
     def __init__(
@@ -96,18 +98,20 @@ class Sharded:
             system: on its device.
             world: the processes, connected.
             device: of this process.
-            precision: with "bf16" the weights of blocks travel, and are held while a block computes, as bfloat16. Under autocast
-                that changes no product, as it rounds the weights of products so anyway; a norm's gain and bias it leaves in
-                float32, so those differ by their rounding (2^-9 of their size). Gradients are added up in float32. Blocks with
-                batch norm, and all outside of blocks, stay in float32.
+            precision: with "bf16" the weights of blocks that are made of linear layers, convolutions and norms travel, and are
+                held while a block computes, as bfloat16. That changes nothing: autocast rounds the weights of products so anyway,
+                norms (which it computes in float32) are kept whole then, and gradients are added up in float32.
         """
         import torch.distributed as dist
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+        # no tower writes into what a block gave
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
         self.system, self.world = system, world
         self._blank = _without_weights(system)
-        self.kept = _kept(system)
+        halved = {block for block in blocks(system) if precision == "bf16" and _is_of_products(block)}
+        self.kept = _kept(system, halved)
         for parameter in self.kept:
             dist.broadcast(parameter.detach(), 0)  # as DDP does for every one
         common: dict[str, Any] = {
@@ -116,8 +120,7 @@ class Sharded:
         }
         half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(system):
-            policy = half if precision == "bf16" and not _has_batch_norm(block) else MixedPrecisionPolicy()
-            fully_shard(block, mp_policy=policy, **common)
+            fully_shard(block, mp_policy=half if block in halved else MixedPrecisionPolicy(), **common)
             for entry in ENTRIES:
                 if hasattr(block, entry):
                     register_fsdp_forward_method(block, entry)
@@ -177,14 +180,18 @@ def held_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors)
 
 
-def _kept(system: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are not split: numbers, and those of the loss itself."""
-    of_loss = set(system.loss_parameters()) if isinstance(system, ContrastiveSystem) else set()
-    return [parameter for parameter in system.parameters() if parameter.ndim == 0 or parameter in of_loss]
+def _kept(system: nn.Module, halved: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """The parameters that are not split: numbers, those of the loss itself, and norms in blocks that travel as bfloat16."""
+    kept = set(system.loss_parameters()) if isinstance(system, ContrastiveSystem) else set()
+    for block in halved:
+        kept |= {p for module in block.modules() if isinstance(module, NORMS) for p in module.parameters()}
+    return [parameter for parameter in system.parameters() if parameter.ndim == 0 or parameter in kept]
 
 
-def _has_batch_norm(block: nn.Module) -> bool:
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in block.modules())
+def _is_of_products(block: nn.Module) -> bool:
+    """Whether all weights of a block are those of products, whose operands autocast rounds, and of norms."""
+    owners = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
+    return all(isinstance(module, (nn.Linear, nn.Conv2d, *NORMS)) for module in owners)
 
 
 def _without_weights(system: nn.Module) -> nn.Module:

@@ -192,7 +192,7 @@ class Stepper:
     def _parts(self, batch: Batch, sizes: Sequence[int]) -> tuple[list[Batch], list[int]]:
         """The micro-batches of this process, and how many rows count in each.
 
-        A process whose samples are all bad still takes part: one empty row goes through, and none of it counts. Where weights are
+        A process whose samples are all bad still takes part: empty rows go through, and none of them counts. Where weights are
         split every forward and backward pass is everyone's, so a process with fewer micro-batches adds such rows.
         """
         parts = list(batch.split(self.micro_batch_size or len(batch))) if len(batch) else []
@@ -201,7 +201,8 @@ class Stepper:
         if self.sharded is not None and self.micro_batch_size is not None:
             wanted = max(1, -(-max(sizes) // self.micro_batch_size))
         missing = max(0, wanted - len(parts))
-        return parts + [_one_empty_row(batch)] * missing, rows + [0] * missing
+        # first, as the last one is the first to go backward: running statistics take in the others in the order of DDP
+        return [_empty_rows(batch)] * missing + parts, [0] * missing + rows
 
     def flops_per_sample(self, batch: Batch, step: int, system: nn.Module | None = None) -> float:
         """Operations forward and backward of one sample of this batch, see `speed.flops_per_sample`; it leaves nothing behind.
@@ -305,10 +306,10 @@ def put_buffers(system: nn.Module, values: list[Tensor]) -> None:
         buffer.data.copy_(value)  # past the version counter: a graph that is alive never reads running statistics
 
 
-def _one_empty_row(batch: Batch) -> Batch:
-    """A batch of one row of zeros in the shapes of `batch`, which has no rows."""
-    rows: dict[str, Any] = {name: value.new_zeros(1, *value.shape[1:]) for name, value in batch.tensors().items()}
-    return replace(batch, keys=("",), **rows)
+def _empty_rows(batch: Batch) -> Batch:
+    """A batch of two rows of zeros, as batch norm takes no single one, in the shapes of `batch`, which may have no rows."""
+    rows: dict[str, Any] = {name: value.new_zeros(2, *value.shape[1:]) for name, value in batch.tensors().items()}
+    return replace(batch, keys=("", ""), **rows)
 
 
 def tracked_norms(system: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
