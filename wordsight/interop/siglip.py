@@ -373,7 +373,8 @@ _SIZES = {
     ("vit_so400m", 16): (256, 384, 512),
     ("vit_giantopt", 16): (256, 384),
 }
-_TANH_TRUNKS = (("vit_so400m", 16), ("vit_giantopt", 16))
+# those that came with SigLIP 2 alone
+_TANH_TRUNKS = ("vit_base_patch32", "vit_large_patch16_siglip_512", "vit_so400m_patch16", "vit_giantopt")
 # timm's names of SigLIP's image towers -> architecture and activation, which an open_clip config does not spell out
 TIMM_TRUNKS: dict[str, tuple[ViTConfig, str]] = {
     f"{start}_patch{patch}_siglip_{size}": (
@@ -385,7 +386,7 @@ TIMM_TRUNKS: dict[str, tuple[ViTConfig, str]] = {
             heads=_TRUNKS[start][2],
             mlp_width=_TRUNKS[start][3],
         ),
-        "gelu_tanh" if (start, patch) in _TANH_TRUNKS else "gelu",
+        "gelu_tanh" if f"{start}_patch{patch}_siglip_{size}".startswith(_TANH_TRUNKS) else "gelu",
     )
     for (start, patch), sizes in _SIZES.items()
     for size in sizes
