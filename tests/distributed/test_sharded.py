@@ -19,9 +19,11 @@ import wordsight
 from tests.distributed.processes import in_processes
 from tests.distributed.test_gradients import dropping_clip, rows
 from tests.distributed.test_run import training
+from tests.models.conformance import make_batch
 from tests.train.conftest import _quick_report, pairs, recipe, tokenizer_folder  # noqa: F401 - fixtures
 from tests.train.systems import TwoTerms, tiny_batch, tiny_clip
 from tests.train.test_loop import assert_same_run, state_of, stop_at
+from wordsight import catalog
 from wordsight.evaluate.retrieval import Retrieval
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.nn.convnet import ConvNetConfig
@@ -205,10 +207,8 @@ def test_recipes_that_do_not_fit_are_refused(recipe: Recipe) -> None:  # noqa: F
 def test_a_run_is_killed_and_goes_on(recipe: Recipe, pairs: Path, tmp_path: Path) -> None:  # noqa: F811
     judged = (Evaluation(evaluator=Retrieval(), data=str(pairs)),)
     recipe = replace(recipe, parallel="fsdp", steps=6, batch_size=12, activation_checkpointing=True, evaluations=judged)
-    fit(recipe, tmp_path / "one", device="cpu", progress=False)
     outcomes = in_processes(2, training(recipe, tmp_path / "two"), tmp_path)
     assert outcomes[0].metrics == outcomes[1].metrics
-    assert_near(tmp_path / "one", tmp_path / "two")
 
     with pytest.raises(AssertionError):  # in_processes, whose children did not return
         in_processes(2, lambda: stop_at(recipe, tmp_path / "parts", 5, signal.SIGKILL), tmp_path)
@@ -219,8 +219,8 @@ def test_a_run_is_killed_and_goes_on(recipe: Recipe, pairs: Path, tmp_path: Path
     assert_same_run(tmp_path / "two", tmp_path / "parts")
     in_processes(3, training(recipe, tmp_path / "three"), tmp_path)
     fit(replace(recipe, parallel="ddp"), tmp_path / "alone", device="cpu", progress=False)
-    assert_near(tmp_path / "one", tmp_path / "three")
-    assert_near(tmp_path / "one", tmp_path / "alone")
+    assert_near(tmp_path / "two", tmp_path / "three")
+    assert_near(tmp_path / "two", tmp_path / "alone")
 
     starts = json.loads((tmp_path / "alone/environment.json").read_text())["starts"]
     assert [(start["machine"]["processes"], start["parallel"]) for start in starts] == [(2, "fsdp"), (1, None)]
@@ -238,3 +238,38 @@ def assert_near(a: Path, b: Path) -> None:
     mine, theirs = state_of(a), state_of(b)
     assert {name: t.shape for name, t in mine.items()} == {name: t.shape for name, t in theirs.items()}
     assert max((mine[name] - theirs[name]).abs().max().item() for name in mine if not name.startswith("optimizer")) < 1e-3
+
+
+SYSTEMS = {
+    **{name: catalog.find(name).config for name in ("siglip-tiny", "align-tiny", "lit-tiny", "llip-tiny", "unicl-tiny")},
+    "lit, both locked": replace(
+        catalog.find("lit-tiny").config, lock_text=True, embed_dim=64, image_head="mlp", text_head="mlp", head_width=128
+    ),
+}
+
+
+def test_every_family_is_as_with_whole_weights(tmp_path: Path) -> None:
+    def one(config: Any, split: bool) -> Any:
+        world = World.from_environment()
+        torch.manual_seed(0)
+        system = catalog.system_class(config)(config).double()
+        mine = rows(make_batch(system, 8, dtype=DOUBLE), 6 * world.rank, 6 + 2 * world.rank)
+        sharded = Sharded(system, world, CPU) if split else None
+        loss = Stepper(system, world=world, micro_batch_size=3, sharded=sharded).backward(mine, 1, [6, 2])
+        copied = sharded.whole(system) if sharded else system
+        assert {name: value.shape for name, value in copied.state_dict().items()} == {
+            name: value.shape for name, value in catalog.system_class(config)(config).state_dict().items()
+        }
+        found = {name: whole(p.grad).clone() for name, p in system.named_parameters() if p.grad is not None}
+        return loss.total.item(), found | dict(copied.named_buffers())
+
+    def run() -> Any:
+        with join(World.from_environment(), CPU):
+            return [[one(config, split) for split in (False, True)] for config in SYSTEMS.values()]
+
+    for results in in_processes(2, run, tmp_path):
+        for name, ((loss, found), (other_loss, other)) in zip(SYSTEMS, results, strict=True):
+            assert abs(loss - other_loss) < 1e-10, name
+            assert found.keys() == other.keys(), name
+            largest = max(value.abs().max() for value in found.values())
+            assert max((found[key] - other[key]).abs().max() for key in found) < 1e-10 * largest.clamp_min(1), name
