@@ -149,3 +149,13 @@ def test_help_is_cheap_and_fits(name):
 def test_importing_wordsight_brings_nothing_heavy():
     code = f"import sys, wordsight; print([name for name in {HEAVY} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_sigmoid_models_table_says_that_its_probabilities_are_independent(folder, loaded):
+    words = "need not sum to 100%"
+    assert words not in run(folder, "--labels", "cat,dog").output
+    loaded.logit_bias = torch.tensor(-10.0)
+    result = run(folder, "--labels", "cat,dog")
+    assert result.exit_code == 0, result.output
+    assert words in result.output
+    assert words not in run(folder, "--labels", "cat,dog", "--json").output

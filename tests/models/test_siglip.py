@@ -113,6 +113,20 @@ def test_configs_survive_json(name: str) -> None:
     assert config_from_dict(SigLIPConfig, json.loads(json.dumps(config_to_dict(config)))) == config
 
 
+def test_the_recipes_have_the_papers_numbers_and_the_quickstarts() -> None:
+    from wordsight.recipes.quickstart import quickstart
+    from wordsight.recipes.siglip import siglip
+    from wordsight.recipes.siglip_quickstart import siglip_quickstart
+
+    recipe = siglip()
+    assert (recipe.model, recipe.batch_size, recipe.samples) == ("ViT-B/16-SigLIP", 32_768, 40_000_000_000)
+    assert (recipe.optim.lr, recipe.optim.betas, recipe.optim.warmup_steps) == (1e-3, (0.9, 0.95), 20_000)
+    assert recipe.optim.lr * recipe.optim.weight_decay == pytest.approx(1e-4)  # big_vision's decay, which the rate does not scale
+    assert replace(siglip_quickstart(), model="clip-quickstart") == quickstart()
+    clip = catalog.find("clip-quickstart").config
+    assert (QUICKSTART.image, QUICKSTART.text, QUICKSTART.activation) == (clip.image, clip.text, clip.activation)
+
+
 def test_wrong_options_are_named() -> None:
     for values, says in (
         ({"duplicates": "soft"}, "'soft'"),
