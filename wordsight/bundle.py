@@ -26,6 +26,7 @@ from wordsight.interop.checkpoint import CONFIGS, TRANSFORMERS, check_parts, lay
 from wordsight.interop.contents import Contents, read_json, write_json
 from wordsight.interop.names import name_list
 from wordsight.interop.towers import Tower, read_tower
+from wordsight.nn.blank import blank
 from wordsight.nn.vit import VisionTransformer
 
 
@@ -206,7 +207,7 @@ def convert(src: str | Path, dst: str | Path, to: str = "wordsight", *, model: s
 def _build(contents: Contents) -> Any:
     """The model of checked contents, which are used up: weights copied to float32, no random number drawn."""
     assert contents.config is not None
-    with torch.device("meta"):
+    with blank():
         model = catalog.system_class(contents.config)(contents.config)
     state = {}
     for name in list(contents.tensors):  # copied, because what was read may be a map of the file; one at a time, to hold it once
@@ -216,7 +217,6 @@ def _build(contents: Contents) -> Any:
         if tensor.dtype == torch.float64:
             warnings.warn(f"{contents.source}: {name} is float64 and was rounded to float32", stacklevel=3)
     model.load_state_dict(state, assign=True)
-    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers())), "a buffer that is no part of the state dict"
     model.tokenizer, model.preprocessor = contents.tokenizer, contents.preprocess
     model.provenance = {"source": str(contents.source), "layout": contents.layout, **(contents.provenance or {})}
     return model.eval()

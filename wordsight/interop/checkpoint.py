@@ -21,6 +21,7 @@ from wordsight.interop.contents import Contents, read_json
 from wordsight.interop.names import name_list
 from wordsight.interop.safe_read import CheckpointError, Weights, read_weights
 from wordsight.models.contrastive.clip import CLIPConfig
+from wordsight.nn.blank import blank
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -270,7 +271,7 @@ def _differences(config: CLIPConfig, other: CLIPConfig) -> list[str]:
 
 def _check_weights(contents: Contents, config: CLIPConfig) -> None:
     """Every weight of the architecture is there, in its shape, and none more."""
-    with torch.device("meta"):
+    with blank():
         wanted = {name: tensor.shape for name, tensor in catalog.system_class(config)(config).state_dict().items()}
     found = {name: tensor.shape for name, tensor in contents.tensors.items()}
     missing = [name for name in wanted if name not in found]

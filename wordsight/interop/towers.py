@@ -24,6 +24,7 @@ from wordsight.interop.huggingface import _square as square
 from wordsight.interop.names import NameMap, fuse_qkv, name_list
 from wordsight.interop.safe_read import CheckpointError, read_weights
 from wordsight.nn.bert import Bert, BertConfig
+from wordsight.nn.blank import blank
 from wordsight.nn.efficientnet import SCALES, EfficientNet, EfficientNetConfig, efficientnet
 from wordsight.nn.vit import VisionTransformer, ViTConfig
 
@@ -97,7 +98,7 @@ class Tower:
     def empty(self) -> nn.Module:
         """The tower as a module without storage."""
         width = self.config.num_features
-        with torch.device("meta"):
+        with blank():
             match self.config:
                 case EfficientNetConfig():
                     return EfficientNet(self.config, width)

@@ -115,9 +115,8 @@ class HeadedTower(nn.Module):
             trunk.requires_grad_(False)
             for module in trunk.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.track_running_stats = (
-                        False  # who looks for statistics to update leaves these out; they go on being used
-                    )
+                    # who looks for statistics to update leaves these out; they go on being used
+                    module.track_running_stats = False
             trunk.eval()
 
     def train(self, mode: bool = True) -> HeadedTower:
@@ -136,13 +135,13 @@ class HeadedTower(nn.Module):
         if not self.locked:
             return self.trunk(x)
         with torch.no_grad():
-            return self._cached(x) if self.training and self.cache_rows else self.trunk(x)
+            keeping = self.training and self.cache_rows > 0 and not torch.compiler.is_compiling()
+            return self._cached(x) if keeping else self.trunk(x)
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the trunk's blocks in the backward pass, where it has one."""
         self.trunk.set_activation_checkpointing(enabled)  # type: ignore[operator]
 
-    @torch.compiler.disable
     def _cached(self, x: Tensor) -> Tensor:
         """The features row by row from the cache, which is filled one row at a time.
 
@@ -176,6 +175,12 @@ def make_head(kind: Head, num_features: int, embed_dim: int, hidden_width: int, 
     )
 
 
+def _num_features(trunk: Any) -> int:
+    """F of a trunk's config, which `LiTConfig` has made sure that it says."""
+    features: int = trunk.num_features
+    return features
+
+
 class LiT(DualEncoderMixin, nn.Module):
     """Two towers of trunk and head, a learnable temperature, symmetric InfoNCE.
 
@@ -190,12 +195,13 @@ class LiT(DualEncoderMixin, nn.Module):
     def __init__(self, config: LiTConfig) -> None:
         super().__init__()
         self.config = config
-        image_trunk = build_image_tower(config.image, config.image.num_features, config.activation)
-        text_trunk = build_text_tower(config.text, config.text.num_features, config.activation)
+        image_features, text_features = _num_features(config.image), _num_features(config.text)
+        image_trunk = build_image_tower(config.image, image_features, config.activation)
+        text_trunk = build_text_tower(config.text, text_features, config.activation)
         options: dict[str, Any] = {"cache_rows": config.cache_rows}
         sizes = (config.embed_dim, config.head_width, config.head_dropout)
-        image_head = make_head(config.image_head, config.image.num_features, *sizes)
-        text_head = make_head(config.text_head, config.text.num_features, *sizes)
+        image_head = make_head(config.image_head, image_features, *sizes)
+        text_head = make_head(config.text_head, text_features, *sizes)
         self.image_tower = HeadedTower(image_trunk, image_head, locked=config.lock_image, **options)
         self.text_tower = HeadedTower(text_trunk, text_head, locked=config.lock_text, **options)
         self.log_scale = nn.Parameter(torch.tensor(config.init_log_scale))
@@ -208,7 +214,8 @@ class LiT(DualEncoderMixin, nn.Module):
         log_scale = self.log_scale.clamp(max=self.config.max_log_scale)
         arguments = pair_arguments(embeddings, self.config.duplicates)
         loss = info_nce(image_BD, embeddings["text"], log_scale, ring=ring, **arguments)
-        return {"contrastive": Term(sum=loss * len(image_BD), count=len(image_BD))}
+        count = max(len(image_BD), 1)  # in a ring, a process without rows has the loss of all too
+        return {"contrastive": Term(sum=loss * count, count=count)}
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that the loss itself uses: the scale."""
