@@ -172,23 +172,27 @@ def test_updates_of_shares_are_those_of_one_process(tmp_path: Path) -> None:
 
 
 def test_each_process_holds_its_share(tmp_path: Path) -> None:
-    def run() -> tuple[int, int, list[str]]:
+    def run() -> tuple[int, int, list[str], float | None]:
         world = World.from_environment()
         with join(world, CPU):
             system = tiny_clip()
             sharded = Sharded(system, world, CPU)
             optimizer = optim.make_optimizer(system, OptimConfig(), CPU)
-            Stepper(system, world=world, sharded=sharded).backward(rows(tiny_batch(12), 0, 6), 1, [6, 6])
+            stepper = Stepper(system, world=world, sharded=sharded)
+            stepper.backward(rows(tiny_batch(12), 0, 6), 1, [6, 6])
             optimizer.step()
+            flops = stepper.flops_per_sample(tiny_batch(12), 1, sharded.zeros()) if world.is_main else None  # by one alone
             gradients = [p.grad for p in system.parameters() if p.grad is not None]
             moments = [value for state in optimizer.state.values() for key, value in state.items() if key != "step"]
             held = held_bytes([*system.parameters(), *gradients, *moments])
             with pytest.raises(ValueError, match=r"Muon needs whole matrices"):
                 optim.make_optimizer(system, OptimConfig(muon_lr=1e-2), CPU)
-            return held, len(list(blocks(system))), [name for name, p in system.named_parameters() if not is_split(p)]
+            return held, len(list(blocks(system))), [name for name, p in system.named_parameters() if not is_split(p)], flops
 
     whole_bytes = 4 * 4 * sum(p.numel() for p in tiny_clip().parameters())
-    for held, num_blocks, kept in in_processes(2, run, tmp_path):
+    counted = Stepper(tiny_clip()).flops_per_sample(tiny_batch(12), 1)
+    for (held, num_blocks, kept, flops), expected in zip(in_processes(2, run, tmp_path), (counted, None), strict=True):
+        assert flops == expected
         assert (num_blocks, kept) == (4, ["log_scale"])
         assert held == pytest.approx(whole_bytes / 2, rel=0.01)
 
