@@ -7,22 +7,39 @@ from dataclasses import replace
 import torch
 
 from tests.models.conformance import make_batch
+from wordsight.models.contrastive.align import ALIGN, ALIGNConfig
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
+from wordsight.models.contrastive.lit import LiT, LiTConfig
 from wordsight.models.contrastive.llip import Llip, LlipConfig
 from wordsight.models.contrastive.siglip import SigLIP, SigLIPConfig
 from wordsight.models.contrastive.unicl import UniCL, UniCLConfig
+from wordsight.nn.bert import BertConfig
 from wordsight.nn.text import TextConfig
 from wordsight.nn.vit import ViTConfig
 from wordsight.types import Batch
 
 IMAGE = ViTConfig(image_size_px=16, patch_size_px=8, width=16, num_layers=2, num_heads=2, patch_dropout=0.5, stochastic_depth=0.3)
 TEXT = TextConfig(vocab_size=32, context_length=6, width=16, num_layers=2, num_heads=2, stochastic_depth=0.3)
+BERT = BertConfig(vocab_size=32, context_length=6, width=16, num_layers=2, num_heads=2, dropout=0.2, pool="mean", project=False)
 LLIP = LlipConfig(embed_dim=8, image=IMAGE, text=TEXT, num_tokens=3, num_heads=2, init_bias=-3.0)
 SYSTEMS = {
     "clip": (CLIP, CLIPConfig(embed_dim=8, image=IMAGE, text=TEXT)),
     "clip, multi-positive, smoothed": (
         CLIP,
         CLIPConfig(embed_dim=8, image=IMAGE, text=TEXT, duplicates="multi_positive", label_smoothing=0.1),
+    ),
+    "align": (ALIGN, ALIGNConfig(embed_dim=8, image=IMAGE, text=TEXT, init_temperature=0.1)),
+    "lit": (
+        LiT,
+        LiTConfig(
+            embed_dim=8,
+            image=replace(IMAGE, project=False),
+            text=BERT,
+            image_head="linear",
+            text_head="mlp",
+            head_width=12,
+            head_dropout=0.3,
+        ),
     ),
     "unicl": (UniCL, UniCLConfig(embed_dim=8, image=IMAGE, text=TEXT)),
     "siglip": (SigLIP, SigLIPConfig(embed_dim=8, image=IMAGE, text=TEXT, init_bias=-3.0)),

@@ -20,15 +20,13 @@ SHAPES = [(1, 0), (1, 3), (3, 0), (2, 3)]  # captions and negatives of a row
 
 def logits_of(system: torch.nn.Module, batch: Batch) -> tuple[list[list[float]], list[list[float]]]:
     """[B][B C] with the images' own texts, row by row, and [B][M] with the negatives that are given."""
-    image = system.encode_image(batch.pixels)
     found = []
     own = batch.tokens.flatten(0, -2)
     for tokens in (own, None if batch.negatives is None else batch.negatives[batch.negatives_given]):
         if tokens is None or not len(tokens):
             found.append([[] for _ in range(len(batch))])
             continue
-        text = system.encode_text(tokens)
-        scores = system.similarities(image, text) if isinstance(system, PairScorer) else image @ text.T
+        scores = scores_of(system, batch, tokens)
         bias = 0.0 if system.logit_bias is None else system.logit_bias
         found.append((system.log_scale.exp() * scores + bias).tolist())
     return found[0], found[1]
@@ -91,7 +89,7 @@ def test_the_loss_is_its_definition(name: str, captions: int, negatives: int) ->
     (own, wrong), right = logits_of(system, batch), right_pairs(name, batch)
     weights = batch.weights.double().tolist()
     if system.logit_bias is None:
-        smoothing = system.config.label_smoothing
+        smoothing = getattr(system.config, "label_smoothing", 0.0)
         expected = softmax_definition(own, wrong, right, weights, captions, smoothing)
     else:
         expected = sigmoid_definition(own, wrong, right, weights)
@@ -109,8 +107,8 @@ def test_negatives_that_are_not_given_are_not_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_updates_push_hard_negatives_away(name: str) -> None:
-    """After 30 updates a picture is further from its own negative than after 30 without it, and nearer to its own caption."""
-    after, margins = {}, {}
+    """What a picture gives to its own negative is less after 30 updates with it than without (and, of a share, than before)."""
+    before, after = {}, {}
     for with_negatives in (True, False):
         system = make(name).eval()
         batch = rich_batch(system, captions=1)
@@ -126,24 +124,31 @@ def test_updates_push_hard_negatives_away(name: str) -> None:
             negatives_given=torch.ones(len(batch), 1, dtype=torch.bool),
         )
         trained_on = batch if with_negatives else replace(batch, negatives=None, negatives_given=None)
-        first = own_texts(system, batch, batch.tokens) - own_texts(system, batch, batch.negatives[:, 0])
+        before[with_negatives] = given_to_own_negatives(system, batch)
         optimizer = torch.optim.Adam(system.parameters(), lr=3e-3)
         for _ in range(30):
             optimizer.zero_grad()
             total(system, trained_on).backward()
             optimizer.step()
-        after[with_negatives] = own_texts(system, batch, batch.negatives[:, 0])
-        margins[with_negatives] = own_texts(system, batch, batch.tokens) - after[with_negatives] - first
-    assert after[True] < after[False] - 0.05
-    assert margins[True] > max(0.0, margins[False])
+        after[with_negatives] = given_to_own_negatives(system, batch)
+    if system.logit_bias is None:
+        assert after[True] < 0.8 * before[True]
+        assert after[True] < 0.8 * after[False]
+    else:
+        assert after[True] < after[False] - 0.05
 
 
-def own_texts(system: torch.nn.Module, batch: Batch, tokens: torch.Tensor) -> float:
-    """The mean cosine of pictures with a text of each."""
-    with torch.no_grad():
-        image, text = system.encode_image(batch.pixels), system.encode_text(tokens)
-        scores = system.similarities(image, text) if isinstance(system, PairScorer) else image @ text.T
-    return scores.diagonal().mean().item()
+def given_to_own_negatives(system: torch.nn.Module, batch: Batch) -> float:
+    """The mean share of all texts that a picture gives to its own negative, or where there are no shares its cosine with it."""
+    own, wrong = (torch.tensor(logits) for logits in logits_of(system.eval(), batch))
+    if system.logit_bias is not None:
+        return ((wrong.diagonal() - system.logit_bias) / system.log_scale.exp()).mean().item()
+    return torch.cat([own, wrong], dim=1).softmax(1)[:, own.shape[1] :].diagonal().mean().item()
+
+
+def scores_of(system: torch.nn.Module, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+    image, text = system.encode_image(batch.pixels), system.encode_text(tokens)
+    return system.similarities(image, text) if isinstance(system, PairScorer) else image @ text.T
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -175,7 +180,7 @@ def test_a_row_of_weight_zero_still_has_its_texts_among_the_others_answers(name:
 
 
 def gradients(system: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in system.named_parameters()}
+    return {name: p.grad.clone() for name, p in system.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
