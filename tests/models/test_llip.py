@@ -25,6 +25,8 @@ from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.efficientnet import efficientnet
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.system import PairScorer
+from wordsight.train.loop import fit
+from wordsight.train.recipe import make_recipe
 
 TINY = catalog.find("llip-tiny").config
 CONVNET = ConvNetConfig(image_size_px=16, patch_size_px=4, widths=(16, 32), layers=(0, 1))
@@ -199,6 +201,17 @@ def test_it_travels_with_its_tokenizer_and_embeds(tmp_path: Path) -> None:
     assert images.shape == (len(COLOURS), TINY.num_tokens, 2 * TINY.embed_dim)
     expected = pair_scores(model)(model.embed_images(pictures), model.embed_texts(["a red ellipse", "a blue line"]))
     assert torch.equal(pair_scores(again)(images, texts), expected)
+
+
+def test_the_recipe_trains_on_the_embedded_pictures(tmp_path: Path) -> None:
+    """A few steps of `wordsight train llip_quickstart`."""
+    settings = ["steps=3", "batch_size=16", "micro_batch_size=6", "log_every_steps=1", "recalibrate_batches=1"]
+    settings += ["data.cache_decoded=false", "data.sources=sample:train-openclipart", "optim.warmup_steps=1"]
+    recipe = replace(make_recipe("llip_quickstart", settings), evaluations=(), best_metric=None)
+    assert fit(recipe, tmp_path / "run", device="cpu", progress=False).complete
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(3 < line["loss"] < 9 for line in lines if "loss" in line)
+    assert isinstance(wordsight.load(tmp_path / "run"), Llip)
 
 
 @pytest.mark.parametrize("name", [n for n in catalog.CATALOG if n.startswith(("llip", "unicl"))])

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+import wordsight
 from tests.models.conformance import CHECKS, make_batch, total
 from wordsight import catalog
+from wordsight.data.sources import DataSource
 from wordsight.losses.contrastive import info_nce, pair_arguments
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.models.contrastive.unicl import UniCL, UniCLConfig
 from wordsight.models.towers import config_from_dict, config_to_dict
+from wordsight.train.loop import fit
+from wordsight.train.recipe import make_recipe
 
 TINY = catalog.find("unicl-tiny").config
 
@@ -121,3 +128,26 @@ def test_configs_survive_json_and_refuse_nonsense() -> None:
         replace(TINY, label_smoothing=1.0)
     with pytest.raises(ValueError, match="'relu'"):
         replace(TINY, activation="relu")
+
+
+def test_the_recipe_trains_on_folders_and_captions_in_one_mixture(tmp_path: Path) -> None:
+    """`wordsight train unicl` with class folders beside the embedded pictures: labels are shared, and go into the loss."""
+    for colour in ("red", "blue"):
+        (tmp_path / "by_class" / colour).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (20, 20 + i), colour).save(tmp_path / "by_class" / colour / f"{i}.png")
+    settings = ["steps=3", "batch_size=16", "micro_batch_size=8", "log_every_steps=1", "recalibrate_batches=1"]
+    settings += ["data.cache_decoded=false", "optim.warmup_steps=1"]
+    recipe = replace(make_recipe("unicl", settings), evaluations=(), best_metric=None)
+    sources = (DataSource(path=str(tmp_path / "by_class"), weight=0.5), DataSource(path="sample:train-openclipart", weight=0.5))
+    recipe = replace(recipe, data=replace(recipe.data, sources=sources))
+    seen = []
+    embeddings = UniCL.embeddings
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UniCL, "embeddings", lambda system, batch: seen.append(batch) or embeddings(system, batch))
+        assert fit(recipe, tmp_path / "run", device="cpu", progress=False).complete
+    folders = [label for part in seen for label, key in zip(part.label_ids.tolist(), part.keys, strict=True) if ".png" in key]
+    assert len(set(folders)) == 2 < len(folders)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 < line["loss"] < 15 for line in lines if "loss" in line)
+    assert isinstance(wordsight.load(tmp_path / "run"), UniCL)
