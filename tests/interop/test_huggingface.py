@@ -184,7 +184,7 @@ def test_shards(written: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "says"),
     [
-        ("config.json", {"model_type": "siglip"}, "'siglip' model"),
+        ("config.json", {"model_type": "blip"}, "'blip' model"),
         ("config.json", {"text_config": {"hidden_act": "gelu"}}, "hidden_act is gelu and quick_gelu"),
         (
             "config.json",
