@@ -48,7 +48,8 @@ class Batch:
 
     Attributes:
         pixels: [B, 3, H, W], uint8 (0-255) as it leaves the loader, float (normalised) as it enters a system.
-        tokens: [B, L] int64, padded to the tokenizer's context length or to the longest caption; [B, C, L] with C captions a picture.
+        tokens: [B, L] int64, padded to the tokenizer's context length or to the longest caption; [B, C, L] with C captions a
+            picture.
         text_ids: [B] int64 ([B, C] with C captions), equal exactly where two captions are the same text.
         image_ids: [B] int64, equal exactly where two rows are the same picture.
         keys: the B samples' names.

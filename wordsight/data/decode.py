@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000  # larger than the largest common camera, smaller than the 100-megapixel bombs
 # A picture is halved in its DCT as long as what is resized stays this many times as large as the result. So the mean absolute
-# difference from decoding in full stays below 2 of 255 on every photograph measured (docs/LOG.md): the worst had 1.96 at 1.6, 1.63
-# at 1.7 and 1.23 at 1.8, while from 1.0 to 1.1 the mean was 1.7 and the worst 4.1.
+# difference from decoding in full stays below 2 of 255 on every photograph measured (docs/LOG.md): the worst had 1.96 at 1.6,
+# 1.63 at 1.7 and 1.23 at 1.8, while from 1.0 to 1.1 the mean was 1.7 and the worst 4.1.
 REDUCED_MARGIN = 1.75
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # by content, whatever the name says; none starts a program
 

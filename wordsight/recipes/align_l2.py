@@ -1,6 +1,7 @@
 """ALIGN in the paper's settings (arXiv 2102.05918, section 4 and 5.1).
 
-Command: torchrun --nproc-per-node 8 -m wordsight train align_l2 --run-dir runs/align --set "data.sources=shards/{00000..99999}.tar"
+Command: torchrun --nproc-per-node 8 -m wordsight train align_l2 --run-dir runs/align \\
+    --set "data.sources=shards/{00000..99999}.tar"
 Hardware: the paper's batch of 16,384 on 1,024 TPU cores; here in micro-batches. Expected: 76.4% top-1 on ImageNet zero-shot
 from the paper's 1.8 billion pairs, which are not public.
 """

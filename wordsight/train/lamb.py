@@ -14,9 +14,9 @@ from wordsight.train.sharded import add_shares, is_split, local
 class Lamb(torch.optim.Optimizer):
     """m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, u = m' / (sqrt(v') + eps) + wd w, w <- w - lr (|w| / |u|) u.
 
-    m' and v' are m and v over 1 - b^t. Where |w| or |u| is 0 their ratio counts as 1, and in a group without decay (gains, biases,
-    a temperature) there is no ratio: those are Adam's plain updates, as in the published code. Unlike that code it doesn't clip
-    the gradients: the loop does, where the recipe says so.
+    m' and v' are m and v over 1 - b^t. Where |w| or |u| is 0 their ratio counts as 1, and in a group without decay (gains,
+    biases, a temperature) there is no ratio: those are Adam's plain updates, as in the published code. Unlike that code it
+    doesn't clip the gradients: the loop does, where the recipe says so.
 
     Args:
         params: parameters or groups, as for torch's optimizers.

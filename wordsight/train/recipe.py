@@ -54,10 +54,11 @@ class DataConfig:
             The first is what the samples bring themselves: the JSON's "negatives", a table's `negatives_column`.
         negatives_table: the table of `wordsight data mine-negatives`; None: no mined ones.
         negation: captions that deny the sample's own by rules of grammar.
-        weights: whether samples' own weights count (the JSON's "weight", a table's `weight_column`); None: where the first sample of
-            a source has one.
-        reduced_decode: decode JPEGs that are far too large at a half, a quarter or an eighth, which changes the pixels by less than 2
-            of 255 on average; None: for random crops, and not where pictures are read as for evaluation (`crop_scale=none`).
+        weights: whether samples' own weights count (the JSON's "weight", a table's `weight_column`); None: where the first sample
+            of a source has one.
+        reduced_decode: decode JPEGs that are far too large at a half, a quarter or an eighth, which changes the pixels by less
+            than 2 of 255 on average; None: for random crops, and not where pictures are read as for evaluation
+            (`crop_scale=none`).
         remote: how shards on object stores are read.
     """
 
