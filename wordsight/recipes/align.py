@@ -1,4 +1,4 @@
-"""ALIGN on the embedded pictures, in the paper's way (arXiv 2102.05918) but small: EfficientNet, BERT, LAMB, label smoothing .1.
+"""ALIGN on the embedded pictures, in the paper's way (arXiv 2102.05918) but small: EfficientNet, BERT, label smoothing .1.
 
 Command: wordsight train align --run runs/align
 Hardware: one CPU core, minutes. Expected: see docs/systems/align.md.
@@ -11,7 +11,7 @@ from wordsight.train.recipe import DataConfig, Evaluation, OptimConfig, Recipe
 
 
 def align() -> Recipe:
-    """align-small at 48 px, a WordPiece vocabulary of the embedded captions, batch 128, LAMB; judged on Twemoji at the end."""
+    """align-small at 48 px, a WordPiece vocabulary of the embedded captions, batch 128; judged on Twemoji at the end."""
     return Recipe(
         model="align-small",
         tokenizer="sample:wordpiece",
@@ -25,7 +25,7 @@ def align() -> Recipe:
             first_caption_prob=0.9,
             cache_decoded=True,
         ),
-        optim=OptimConfig(name="lamb", lr=2e-2, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01, warmup_steps=30),
+        optim=OptimConfig(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup_steps=30),
         steps=200,
         batch_size=128,
         evaluations=(
