@@ -1,7 +1,8 @@
 """LiT on the embedded pictures: two published towers stand still, linear heads learn to make them agree (arXiv 2111.07991).
 
 Command: make weights && wordsight train lit --run runs/lit
-Hardware: one CPU core, minutes. Expected: see docs/systems/lit.md.
+Hardware: one CPU core, 3 to 5 minutes. Expected on Twemoji: R@1 .27, R@5 .48 of 1,607 trained names; of 268 names never seen in
+training R@1 .10, R@5 .30 (chance .004, .019), where the quickstart's CLIP, trained from nothing, has .52, .75 and .04, .11.
 """
 
 from wordsight.data.sources import DataSource
