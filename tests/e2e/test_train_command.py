@@ -128,7 +128,7 @@ def test_dry_run_shows_and_writes_nothing(
 def test_wrong_usage_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(click.UsageError, match="Missing option '--run'"):
         wordsight_command("train", "clip_tiny")
-    with pytest.raises(click.UsageError, match=r"holds no run to go on with. Recipes: clip, clip_tiny, clip_vit_b32, quickstart"):
+    with pytest.raises(click.UsageError, match=r"holds no run to go on with. Recipes: align, .*clip_tiny, .*quickstart"):
         wordsight_command("train", "--run", str(tmp_path))
     with pytest.raises(ValueError, match="did you mean clip_tiny"):
         wordsight_command("train", "clip-tyni", "--run", str(tmp_path))

@@ -1,6 +1,7 @@
 """CLIP ViT-B/32 in the paper's settings (arXiv 2103.00020, section 2.5 and tables 18 to 20).
 
-Command: torchrun --nproc-per-node 8 -m wordsight train clip_vit_b32 --run runs/b32 --set "data.sources=shards/{00000..41455}.tar"
+Command: torchrun --nproc-per-node 8 -m wordsight train clip_vit_b32 --run-dir runs/b32 \\
+    --set "data.sources=shards/{00000..41455}.tar"
 Hardware: the paper's batch of 32,768 on 8 or more GPUs of 80 GB (micro-batches of 1,024). Expected: 63.3% top-1 on ImageNet
 zero-shot from the
 paper's 400 million pairs, which are not public.

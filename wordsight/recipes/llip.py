@@ -1,6 +1,7 @@
 """Llip in the paper's settings for ViT-B/16 with 32 mixture tokens (arXiv 2405.00740, section 5 and the published code).
 
-Command: torchrun --nproc-per-node 8 -m wordsight train llip --run runs/llip --set "data.sources=shards/{00000..41455}.tar"
+Command: torchrun --nproc-per-node 8 -m wordsight train llip --run-dir runs/llip \\
+    --set "data.sources=shards/{00000..41455}.tar"
 Hardware: the paper's batch of 32,768 on 128 GPUs; fewer go with smaller micro-batches. Expected: the published model has 69.6% on
 average over the paper's zero-shot tasks, from 12.8 billion samples of 2.5 billion pairs that are not public.
 """

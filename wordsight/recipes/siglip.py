@@ -1,6 +1,6 @@
 """SigLIP ViT-B/16: the paper's batch and b2 (arXiv 2303.15343), length and warm-up as SigLIP 2 says them (arXiv 2502.14786).
 
-Command: torchrun --nproc-per-node 8 -m wordsight train siglip --run runs/siglip --set tokenizer=spiece.model
+Command: torchrun --nproc-per-node 8 -m wordsight train siglip --run-dir runs/siglip --set tokenizer=spiece.model
 --set "data.sources=shards/{00000..41455}.tar"
 Hardware: the paper's batch of 32,768 on 8 or more GPUs of 80 GB (micro-batches of 1,024). The tokenizer is a SentencePiece
 vocabulary of 32,000 tokens that pads with its end token: the published models', or your own by
