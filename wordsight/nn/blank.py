@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 MADE: dict[Callable[..., Any], Callable[..., Any]] = {torch.randn: torch.empty, torch.rand: torch.empty}
-INITS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_")
-LEFT = {getattr(nn.init, name) for name in INITS}
-DRAWN = {Tensor.normal_, Tensor.uniform_}  # zeros in their place: `trunc_normal_` draws until it is content
+INITS = ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_")
+LEFT = {Tensor.uniform_, *(getattr(nn.init, name) for name in INITS)}
 
 
 class _NothingDrawn(TorchFunctionMode):
@@ -26,8 +25,8 @@ class _NothingDrawn(TorchFunctionMode):
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in LEFT:
             return args[0] if args else kwargs["tensor"]
-        if func in DRAWN:
-            return args[0].zero_()
+        if func is Tensor.normal_:
+            return args[0].zero_()  # not left: `nn.init.trunc_normal_` draws until it is content
         return MADE.get(func, func)(*args, **(kwargs or {}))
 
 
