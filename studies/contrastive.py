@@ -149,8 +149,10 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
 
 def write_page(results: dict[str, Any]) -> None:
     """Put the tables between the page's marks, and every seed's figures beside it."""
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    before, _, rest = PAGE.read_text().partition(BEGIN)
+    page = PAGE.read_text() if PAGE.exists() else f"# Contrastive systems at the same samples seen\n\n{BEGIN}\n{END}\n"
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{after}")
 

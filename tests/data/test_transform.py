@@ -238,6 +238,7 @@ def test_config_round_trip():
     config = preprocess.to_config()
     assert config == {
         "image_size_px": 336, "resize": "squash", "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+        "resize_px": None,
     }  # fmt: skip
     assert Preprocess.from_config(config) == preprocess
     assert Preprocess.from_config({}) == Preprocess()

@@ -14,8 +14,8 @@ import wordsight
 from tests.models.conformance import CHECKS, make_batch, total
 from wordsight import catalog
 from wordsight.models.contrastive.align import ALIGN, ALIGNConfig
-from wordsight.models.towers import config_from_dict, config_to_dict
 from wordsight.nn.text import TextConfig
+from wordsight.nn.towers import config_from_dict, config_to_dict
 from wordsight.nn.vit import ViTConfig
 
 TINY = replace(catalog.find("align-tiny").config, label_smoothing=0.0)  # with smoothing no batch's loss comes near 0

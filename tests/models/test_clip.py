@@ -9,9 +9,9 @@ import torch
 from tests.models.conformance import CHECKS, make_batch, total
 from wordsight import catalog
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
-from wordsight.models.towers import config_from_dict, config_to_dict
 from wordsight.nn.resnet import ResNetConfig
 from wordsight.nn.text import TextConfig
+from wordsight.nn.towers import config_from_dict, config_to_dict
 from wordsight.nn.vit import ViTConfig
 
 MAX_PARAMETERS = 5_000_000  # of the catalogue's entries that the suite runs whole

@@ -15,7 +15,7 @@ from tests.interop.test_towers import bert_folder, lite0, minilm, needs
 from tests.models.conformance import CHECKS, gradients, make_batch, total
 from wordsight import bundle, catalog
 from wordsight.models.contrastive.lit import LiT, LiTConfig
-from wordsight.models.towers import config_from_dict, config_to_dict
+from wordsight.nn.towers import config_from_dict, config_to_dict
 from wordsight.nn.vit import ViTConfig
 from wordsight.train.optim import Averaged, make_optimizer
 from wordsight.train.recipe import OptimConfig, make_recipe

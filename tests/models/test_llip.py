@@ -20,10 +20,10 @@ from wordsight.evaluate.scoring import pair_scores
 from wordsight.losses.contrastive import sigmoid
 from wordsight.losses.llip import mixture_similarities
 from wordsight.models.contrastive.llip import Llip, LlipConfig, MapTokens
-from wordsight.models.towers import build_image_tower, config_from_dict, config_to_dict
 from wordsight.nn.convnet import ConvNetConfig
 from wordsight.nn.efficientnet import efficientnet
 from wordsight.nn.resnet import ResNetConfig
+from wordsight.nn.towers import build_image_tower, config_from_dict, config_to_dict
 from wordsight.system import PairScorer
 from wordsight.train.loop import fit
 from wordsight.train.recipe import make_recipe

@@ -11,7 +11,7 @@ from tests.models.conformance import CHECKS, make_batch, total
 from wordsight import catalog
 from wordsight.data.transform import Preprocess
 from wordsight.models.contrastive.siglip import SigLIP, SigLIPConfig
-from wordsight.models.towers import config_from_dict, config_to_dict
+from wordsight.nn.towers import config_from_dict, config_to_dict
 
 TINY, QUICKSTART = (catalog.find(name).config for name in ("siglip-tiny", "siglip-quickstart"))
 CONFIGS = {"siglip-tiny": TINY, "siglip-quickstart": QUICKSTART, "multi-positive": replace(TINY, duplicates="multi_positive")}

@@ -21,7 +21,7 @@ from wordsight.data.sources import DataSource
 from wordsight.losses.contrastive import info_nce, pair_arguments
 from wordsight.models.contrastive.clip import CLIP, CLIPConfig
 from wordsight.models.contrastive.unicl import UniCL, UniCLConfig
-from wordsight.models.towers import config_from_dict, config_to_dict
+from wordsight.nn.towers import config_from_dict, config_to_dict
 from wordsight.train.loop import fit
 from wordsight.train.recipe import make_recipe
 

@@ -14,7 +14,7 @@ from wordsight.data.transform import Preprocess
 from wordsight.data.wordpiece import WordPieceTokenizer
 from wordsight.interop.contents import Contents, read_json, write_json
 from wordsight.interop.safe_read import CheckpointError, read_weights
-from wordsight.models.towers import config_from_dict, config_to_dict
+from wordsight.nn.towers import config_from_dict, config_to_dict
 
 if TYPE_CHECKING:
     from torch import Tensor

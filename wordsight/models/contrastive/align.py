@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wordsight.embed import DualEncoderMixin
 from wordsight.losses.contrastive import check_range, info_nce, pair_arguments
-from wordsight.models.towers import ImageConfig, TextTowerConfig, build_image_tower, build_text_tower
 from wordsight.nn.random import number_streams
+from wordsight.nn.towers import ImageConfig, TextTowerConfig, build_image_tower, build_text_tower
 from wordsight.nn.transformer import Activation, make_activation
 from wordsight.types import Term
 

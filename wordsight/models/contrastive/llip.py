@@ -23,10 +23,10 @@ from wordsight.embed import DualEncoderMixin
 from wordsight.losses.contrastive import pair_arguments
 from wordsight.losses.llip import gram_pays, mixture_scores, mixture_sigmoid
 from wordsight.losses.ring import Ring
-from wordsight.models.towers import ImageConfig, TextTowerConfig, build_text_tower
 from wordsight.nn.convnet import ConvNet, ConvNetConfig
 from wordsight.nn.random import number_streams, uniform
 from wordsight.nn.resnet import ModifiedResNet, ResNetConfig
+from wordsight.nn.towers import ImageConfig, TextTowerConfig, build_text_tower
 from wordsight.nn.transformer import Activation, Transformer, make_activation
 from wordsight.nn.vit import ViTConfig, drop_patches
 from wordsight.types import Term
