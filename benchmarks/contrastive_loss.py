@@ -29,7 +29,7 @@ WIDTH = 512
 LARGE, PLAIN = 32_768, 8_192
 CURVE = tuple(1024 * 2**i for i in range(7))  # 1k to 64k
 PLAIN_UP_TO = 16_384  # 1 GB for each copy of the matrix, of which autograd holds several
-GLOBAL_BATCH, MICRO_BATCH = 16_384, 256
+GLOBAL_BATCH, MICRO_BATCH = 16_384, 64
 
 
 def make_inputs(batch: int) -> list[Tensor]:
