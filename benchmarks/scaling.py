@@ -58,10 +58,10 @@ def ring_memory(n: int, b: int, d: int, t: int = TILE, s: int = 4) -> float:
 
 
 def gather_memory(n: int, b: int, d: int, t: int = TILE, s: int = 4) -> float:
-    """Bytes above the own features: everyone's images and texts, their gradients, and those again in float32 sums; three
-    tiles.
+    """Bytes above the own features: everyone's images and texts, the float32 sums of their gradients, and those as they are sent
+    where that is another type; three tiles.
     """
-    return 2 * n * b * d * (s + 4 + 4) + 3 * t * t * 4
+    return 2 * n * b * d * (s + 4 + (s if s != 4 else 0)) + 3 * t * t * 4
 
 
 def ddp_bytes_sent(n: int, parameters: float, s: int = 4) -> float:
