@@ -150,6 +150,17 @@ class DualEncoderMixin:
             found["negatives"] = encoded_BTD[:, captions:]
         return found | {name: value for name, value in batch.tensors().items() if name in PASSED_ON}
 
+    @staticmethod
+    def contrastive_term(loss: Tensor, image: Tensor) -> dict[str, Term]:
+        """A mean loss over the pairs as the one term "contrastive", whose count is the images [B, ...] of this process.
+
+        In a ring a process without rows has the loss of all too: its count is 1.
+        """
+        from wordsight.types import Term
+
+        count = max(len(image), 1)
+        return {"contrastive": Term(sum=loss * count, count=count)}
+
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Trade compute for memory in both towers; results and random numbers stay the same."""
         self.image_tower.set_activation_checkpointing(enabled)

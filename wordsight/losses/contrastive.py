@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wordsight.losses.ring import Ring
-from wordsight.losses.tiles import Pairs, SigmoidCrossEntropy, SoftmaxCrossEntropy, agree
+from wordsight.losses.tiles import Pairs, SigmoidCrossEntropy, SoftmaxCrossEntropy, agree, pair_log_probs
 
 TILE = 512
 PLAIN_PAIRS = 1 << 20  # up to so many pairs the plain version is as fast, and 4 MB is no memory
@@ -128,7 +128,7 @@ def sigmoid(
             logits_BT = log_scale.to(rows.dtype).exp() * image.to(rows.dtype) @ rows.text_TD.to(rows.dtype).T + bias.to(
                 rows.dtype
             )
-            sums_B = -F.logsigmoid(torch.where(rows.right(), logits_BT, -logits_BT)).sum(1)
+            sums_B = -pair_log_probs(logits_BT, rows.right()).sum(1)
         else:
             sums_B = SigmoidCrossEntropy.apply(image, rows.text_TD, log_scale, bias, rows.pairs())
         return rows.mean(sums_B)

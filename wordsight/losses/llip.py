@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wordsight.losses.contrastive import Keys, PairRows
 from wordsight.losses.ring import Block, Ring
-from wordsight.losses.tiles import Pairs, agree
+from wordsight.losses.tiles import Pairs, pair_log_probs, refuse_higher_derivatives
 
 TILE_NUMBERS = 1 << 20  # pairs of a tile times their S weights: 4 MB of float32, of which a dozen are alive at once
 GRAM_NUMBERS = 1 << 22  # inner products of the pictures of a tile
@@ -110,7 +110,7 @@ def mixture_sigmoid(
             wide = [tensor.to(rows.dtype) for tensor in (image, rows.text_TD, output)]
             similarities_BT = mixture_similarities(wide[0], wide[1], wide[2], num_heads)
             logits_BT = log_scale.to(rows.dtype).exp() * similarities_BT + bias.to(rows.dtype)
-            sums_B = -F.logsigmoid(torch.where(rows.right(), logits_BT, -logits_BT)).sum(1)
+            sums_B = -pair_log_probs(logits_BT, rows.right()).sum(1)
         else:
             pairs = rows.pairs()
             way = _Way.choose(tile, num_heads, image.shape[1] * num_heads, len(output), sum(pairs.sizes) // len(pairs.sizes))
@@ -169,8 +169,7 @@ class _MixtureCrossEntropy(torch.autograd.Function):
                 held = _hold(image_RKE[rows].to(pairs.dtype), output, way.num_heads, way.by_gram)
                 for columns in _pieces(len(query_HTd[0]), way.columns):
                     logits_rt = scale * _meet(*held, query_HTd[:, columns], asked_HTd[:, columns]) + shift
-                    right_rt = _right(pairs, block, owner, rows, columns)
-                    sums_R[rows] -= F.logsigmoid(torch.where(right_rt, logits_rt, -logits_rt)).sum(1)
+                    sums_R[rows] -= pair_log_probs(logits_rt, pairs.right(block, owner, rows, columns)).sum(1)
 
         pairs.around(visit)
         ctx.pairs, ctx.way = pairs, way
@@ -179,11 +178,7 @@ class _MixtureCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the tiled loss computes its matrix again in the backward pass and has no higher derivatives: pass tile=0 for "
-                "the plain version, which has them"
-            )
+        refuse_higher_derivatives()
         output_DD, log_scale, bias = ctx.saved_tensors
         pairs, way, up_R = ctx.pairs, ctx.way, upstream[0]
         image_RKE, dtype = pairs.image_RD, pairs.dtype
@@ -209,7 +204,9 @@ class _MixtureCrossEntropy(torch.autograd.Function):
                         scores_rt = _meet(*leaves)
                     scaled_rt = scores_rt.detach() * scale
                     at_logits_rt = torch.sigmoid(scaled_rt + shift)
-                    at_logits_rt -= _right(pairs, block, owner, rows, columns).to(dtype)
+                    right_rt = pairs.right(block, owner, rows, columns)
+                    if right_rt is not None:
+                        at_logits_rt -= right_rt.to(dtype)
                     at_logits_rt *= up_R[rows, None]
                     at_bias.add_(at_logits_rt.sum())
                     at_log_scale.add_((at_logits_rt * scaled_rt).sum())
@@ -279,15 +276,6 @@ def _meet(keys_HrKd: Tensor, values_HrKd: Tensor, lengths: Tensor, query_Htd: Te
         inner_rt = (mixed_Hrtd * asked_Htd[:, None]).sum((0, 3))
         squared_rt = (mixed_Hrtd.permute(1, 2, 0, 3).flatten(2) @ lengths).square().sum(-1)
     return inner_rt / squared_rt.clamp_min(LEAST_LENGTH**2).sqrt()
-
-
-def _right(pairs: Pairs, block: Block, owner: int, rows: slice, columns: slice) -> Tensor:
-    """Which pairs of a tile are right: bool [r, t]."""
-    if pairs.image_keys_RK.shape[1]:
-        return agree(pairs.image_keys_RK[rows], block[1][columns], block[2][columns])
-    places_T = torch.arange(len(block[0]), device=block[0].device)[columns]
-    places_R = torch.arange(len(pairs.image_RD), device=block[0].device)[rows]
-    return (places_R[:, None] == places_T) & (owner == pairs.ring.rank)
 
 
 def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -66,7 +66,7 @@ class Pairs:
         self, block: Block, owner: int, scale: Tensor
     ) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor, Tensor | None]]:
         """(rows, columns, images [r, D], texts [t, D], logits [r, t], right pairs [r, t] or None) of every tile."""
-        text_TD, text_keys_TK, wrong_T = block[:3]
+        text_TD = block[0]
         for top in range(0, len(self.image_RD), self.tile):
             rows = slice(top, top + self.tile)
             image_rD = self.image_RD[rows].to(self.dtype)
@@ -75,12 +75,17 @@ class Pairs:
                 columns = slice(left, left + self.tile)
                 text_tD = text_TD[columns].to(self.dtype)
                 logits_rt = scaled_rD @ text_tD.T
-                right_rt = None
-                if self.image_keys_RK.shape[1]:
-                    right_rt = agree(self.image_keys_RK[rows], text_keys_TK[columns], wrong_T[columns])
-                elif owner == self.ring.rank and top == left:
-                    right_rt = torch.eye(*logits_rt.shape, dtype=torch.bool, device=logits_rt.device)
-                yield rows, columns, image_rD, text_tD, logits_rt, right_rt
+                yield rows, columns, image_rD, text_tD, logits_rt, self.right(block, owner, rows, columns)
+
+    def right(self, block: Block, owner: int, rows: slice, columns: slice) -> Tensor | None:
+        """Which pairs of a tile are right: bool [r, t], or None where it is plain that none is."""
+        text_TD, text_keys_TK, wrong_T = block[:3]
+        if self.image_keys_RK.shape[1]:
+            return agree(self.image_keys_RK[rows], text_keys_TK[columns], wrong_T[columns])
+        if owner != self.ring.rank or rows.start >= columns.stop or columns.start >= rows.stop:
+            return None
+        places_r = torch.arange(len(self.image_RD), device=text_TD.device)[rows]
+        return places_r[:, None] == torch.arange(len(text_TD), device=text_TD.device)[columns]
 
     def gradients(self, log_scale: Tensor, of_tile: Callable[..., Tensor], *extra: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Those at the rows, the own columns and log_scale.
@@ -153,7 +158,7 @@ class SoftmaxCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_higher_derivatives()
+        refuse_higher_derivatives()
         log_scale, rows_R4, columns_T4 = ctx.saved_tensors
         smoothing, (num_rows, num_columns) = ctx.smoothing, ctx.numbers
         of_rows_R3 = _upstream(upstream[0], rows_R4, smoothing)
@@ -183,10 +188,7 @@ class SigmoidCrossEntropy(torch.autograd.Function):
         def visit(block: Block, owner: int) -> None:
             for rows, _, _, _, logits_rt, right_rt in pairs.tiles(block, owner, scale):
                 logits_rt += shift
-                # not softplus, which is cut off at 20 with an error of 2e-9
-                sums_R[rows] -= F.logsigmoid(
-                    -logits_rt if right_rt is None else torch.where(right_rt, logits_rt, -logits_rt)
-                ).sum(1)
+                sums_R[rows] -= pair_log_probs(logits_rt, right_rt).sum(1)
 
         pairs.around(visit)
         ctx.pairs = pairs
@@ -195,7 +197,7 @@ class SigmoidCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_higher_derivatives()
+        refuse_higher_derivatives()
         log_scale, bias = ctx.saved_tensors
         up_R, shift = upstream[0], bias.to(ctx.pairs.dtype)
         at_bias = torch.zeros_like(shift)
@@ -210,6 +212,12 @@ class SigmoidCrossEntropy(torch.autograd.Function):
 
         at_image_RD, at_text_TD, at_log_scale = ctx.pairs.gradients(log_scale, of_tile)
         return at_image_RD, at_text_TD, at_log_scale, at_bias.to(bias.dtype), None
+
+
+def pair_log_probs(logits_RT: Tensor, right_RT: Tensor | None) -> Tensor:
+    """log sigmoid(logit) of the right pairs, log sigmoid(-logit) of the others (None: of all): [R, T]."""
+    # not softplus, which is cut off at 20 with an error of 2e-9
+    return F.logsigmoid(-logits_RT if right_RT is None else torch.where(right_RT, logits_RT, -logits_RT))
 
 
 def _nothing_known(vectors: Tensor, dtype: torch.dtype) -> Tensor:
@@ -271,7 +279,8 @@ def _upstream(upstream: Tensor, known: Tensor, smoothing: float) -> Tensor:
     return torch.stack([known[:, LSE], upstream, (1 - smoothing) * upstream / known[:, COUNT].clamp_min(1)], dim=1)
 
 
-def _refuse_higher_derivatives() -> None:
+def refuse_higher_derivatives() -> None:
+    """Raise in a backward pass that is asked for a graph of its own."""
     if torch.is_grad_enabled():
         raise RuntimeError(
             "the tiled loss computes its matrix again in the backward pass and has no higher derivatives: pass tile=0 for the "

@@ -145,8 +145,20 @@ def join(world: World, device: torch.device | None = None) -> Iterator[None]:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
         if dist.is_initialized():
+            _keep_for_ever(dist.group.WORLD)
             dist.destroy_process_group()
         watch.close()
+
+
+def _keep_for_ever(group: Any) -> None:
+    """Never free a process group; the process ends soon anyway.
+
+    DDP's reducer holds its group, and lives until Python collects it. As the last holder it would join gloo's threads without
+    giving up the interpreter's lock, for which such a thread may be waiting to free its last work: neither ever ends.
+    """
+    import ctypes
+
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def pick_device(name: str, world: World) -> torch.device:

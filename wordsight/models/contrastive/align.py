@@ -104,8 +104,7 @@ class ALIGN(DualEncoderMixin, nn.Module):
         smoothing = self.config.label_smoothing
         arguments = pair_arguments(embeddings, self.config.duplicates)
         loss = info_nce(image_BD, embeddings["text"], self.log_scale, label_smoothing=smoothing, ring=ring, **arguments)
-        count = max(len(image_BD), 1)  # in a ring, a process without rows has the loss of all too
-        return {"contrastive": Term(sum=loss * count, count=count)}
+        return self.contrastive_term(loss, image_BD)
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that the loss itself uses: the temperature."""

@@ -84,8 +84,7 @@ class CLIP(DualEncoderMixin, nn.Module):
         loss = info_nce(
             image_BD, embeddings["text"], log_scale, label_smoothing=self.config.label_smoothing, ring=ring, **arguments
         )
-        count = max(len(image_BD), 1)  # in a ring, a process without rows has the loss of all too
-        return {"contrastive": Term(sum=loss * count, count=count)}
+        return self.contrastive_term(loss, image_BD)
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that the loss itself uses: the scale."""

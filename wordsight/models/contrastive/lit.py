@@ -214,8 +214,7 @@ class LiT(DualEncoderMixin, nn.Module):
         log_scale = self.log_scale.clamp(max=self.config.max_log_scale)
         arguments = pair_arguments(embeddings, self.config.duplicates)
         loss = info_nce(image_BD, embeddings["text"], log_scale, ring=ring, **arguments)
-        count = max(len(image_BD), 1)  # in a ring, a process without rows has the loss of all too
-        return {"contrastive": Term(sum=loss * count, count=count)}
+        return self.contrastive_term(loss, image_BD)
 
     def loss_parameters(self) -> Sequence[nn.Parameter]:
         """Parameters that the loss itself uses: the scale."""

@@ -294,8 +294,7 @@ class Llip(DualEncoderMixin, nn.Module):
             ring=ring,
             **pair_arguments(embeddings, self.config.duplicates),
         )
-        count = max(len(image_BKE), 1)  # in a ring, a process without rows has the loss of all too
-        return {"contrastive": Term(sum=loss * count, count=count)}
+        return self.contrastive_term(loss, image_BKE)
 
     def expected_initial_loss(self, rows: int) -> float:
         """The loss of `rows` pairs where every similarity is 0: log(1 + exp(-bias)) + (rows - 1) log(1 + exp(bias))."""

@@ -106,8 +106,7 @@ class SigLIP(DualEncoderMixin, nn.Module):
         image_BD = embeddings["image"]
         arguments = pair_arguments(embeddings, self.config.duplicates)
         loss = sigmoid(image_BD, embeddings["text"], self.log_scale, self.logit_bias, ring=ring, **arguments)
-        count = max(len(image_BD), 1)  # in a ring, a process without rows has the loss of all too
-        return {"contrastive": Term(sum=loss * count, count=count)}
+        return self.contrastive_term(loss, image_BD)
 
     def expected_initial_loss(self, num_pairs: int) -> float:
         """The loss of B distinct pairs whose cosines are all 0: softplus(-bias) + (B - 1) softplus(bias), nats an image."""
