@@ -2,6 +2,7 @@
 
 import re
 import threading
+from pathlib import Path
 
 import matplotlib.cbook
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import wordsight
+from wordsight.data.decode import reduced_uint8
 from wordsight.data.tokenize import ClipTokenizer
 
 
@@ -49,6 +51,17 @@ def test_images_from_paths_strings_pictures_and_iterators(model, pictures):
         assert (model.embed_images(given, batch_size=5) - expected).abs().max() < 1e-5
     for one in (pictures[3], str(pictures[3]), Image.open(pictures[3])):
         assert (model.embed_images(one) - expected[3:4]).abs().max() < 1e-5
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_scale_where_asked(model, tmp_path):
+    path = Path(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
+    with torch.no_grad():
+        expected = model.encode_image(model.preprocessor.normalize(reduced_uint8(path.read_bytes(), model.preprocessor)[None]))
+    assert (model.embed_images(path, reduced_decode=True) - expected).abs().max() < 1e-5
+    assert (model.embed_images(path) - expected).abs().max() > 1e-4
+    (tmp_path / "half.jpg").write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(OSError, match=r"half\.jpg can't be decoded"):
+        model.embed_images([path, tmp_path / "half.jpg"], reduced_decode=True)
 
 
 def test_texts_keep_their_order_and_equal_ones_are_encoded_once(model, monkeypatch):

@@ -184,6 +184,7 @@ class DualEncoderMixin:
         batch_size: int = 64,
         progress: bool = False,
         num_threads: int | None = None,
+        reduced_decode: bool = False,
     ) -> Tensor:
         """Embed pictures, decoding the next batches while the model computes.
 
@@ -192,6 +193,7 @@ class DualEncoderMixin:
             batch_size: pictures that the model sees at once; it changes the speed, not the result.
             progress: show a bar.
             num_threads: threads that decode; default one a core, at most 8.
+            reduced_decode: decode large JPEGs at a reduced scale, faster and a little different (`decode.reduced_uint8`).
 
         Returns:
             float32 [N, D] on the CPU, L2-normalised, in the order of `images`.
@@ -213,7 +215,8 @@ class DualEncoderMixin:
             ThreadPoolExecutor(num_threads, "wordsight-decode") as pool,
             _bar(progress, "pictures", total) as bar,
         ):
-            pixels = _ahead(pool, partial(_read, preprocessor), enumerate(images), BATCHES_AHEAD * batch_size)
+            read = partial(_read, preprocessor, reduced_decode)
+            pixels = _ahead(pool, read, enumerate(images), BATCHES_AHEAD * batch_size)
             while batch := list(islice(pixels, batch_size)):
                 pixels_BCHW = preprocessor.normalize(torch.stack(batch).to(device)).to(dtype)
                 parts.append(_kept(self, self.encode_image(pixels_BCHW)))
@@ -277,11 +280,11 @@ class DualEncoderMixin:
         return self.preprocessor
 
 
-def _read(preprocessor: Preprocess, item: tuple[int, str | os.PathLike[str] | Image.Image]) -> Tensor:
+def _read(preprocessor: Preprocess, reduced: bool, item: tuple[int, str | os.PathLike[str] | Image.Image]) -> Tensor:
     """A path or PIL image -> uint8 [3, H, W]; runs in a thread."""
     from PIL import Image
 
-    from wordsight.data.decode import decode
+    from wordsight.data.decode import decode, reduced_uint8
     from wordsight.data.errors import BadSampleError
 
     position, image = item
@@ -293,7 +296,7 @@ def _read(preprocessor: Preprocess, item: tuple[int, str | os.PathLike[str] | Im
     else:
         raise ValueError(f"embed_images takes paths and PIL images, got {type(image).__name__} at position {position}")
     try:
-        return preprocessor.to_uint8(decode(content))
+        return reduced_uint8(content, preprocessor) if reduced else preprocessor.to_uint8(decode(content))
     except BadSampleError as error:
         raise OSError(f"{name} {error.reason}") from error
 

@@ -111,9 +111,25 @@ def test_another_model_or_other_inputs_are_never_mixed(folder, tmp_path):
     )
 
 
+def test_vectors_by_reduced_decoding_are_never_mixed_with_exact_ones(folder, tmp_path):
+    picture = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    words = [folder / "model0", "--images", picture, picture, "--part-size", 1, "--out"]
+    model = wordsight.load(folder / "model0")
+    for name, option, other in (("exact.npy", [], ["--reduced-decode"]), ("near.npy", ["--reduced-decode"], [])):
+        out = tmp_path / name
+        embed(*words, out, *option)
+        expected = model.embed_images([picture] * 2, reduced_decode=bool(option)).numpy()
+        assert abs(np.load(out) - expected).max() < 1e-5
+        result = embed(*words, out, *other, code=1)
+        assert "another decoding" in str(result.exception)
+        assert "made before" in embed(*words, out, *option).stderr
+    assert abs(np.load(tmp_path / "exact.npy") - np.load(tmp_path / "near.npy")).max() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["model0", "--texts", "texts.txt", "--out", "x.npy", "--reduced-decode"], 2, "the pictures that --images gives"),
         (["model0", "--out", "x.npy"], 2, "--images PATH... or --texts FILE"),
         (["model0", "more", "--texts", "texts.txt", "--out", "x.npy"], 2, "unexpected argument: more"),
         (["model0", "--texts", "missing.txt", "--out", "x.npy"], 2, "missing.txt"),

@@ -1,10 +1,12 @@
 """`wordsight evaluate` as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.cbook
 import pytest
 from click.testing import CliRunner
 
@@ -59,6 +61,17 @@ def test_json_is_for_programs_and_runs_repeat(place: Path, monkeypatch: pytest.M
     assert once["results"] == json.loads(Path("mine/results.json").read_text())
     assert {one["split"] for one in once["results"]} == {"dev"}
     assert next(one for one in once["results"] if one["metric"] == "text_to_image_R@1")["count"] == 24
+
+
+def test_figures_by_reduced_decoding_stand_beside_the_exact_ones(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "val" / "woman").mkdir(parents=True)
+    shutil.copy(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False), tmp_path / "val" / "woman")
+    words = [str(place / "tiny"), "--data", str(tmp_path / "val"), "--task", "zero_shot", "--run", str(tmp_path / "run")]
+    for more in ([], ["--reduced-decode"], ["--reduced-decode", "--workers", "1"]):
+        done = CliRunner().invoke(command, [*words, *more])
+        assert done.exit_code == 0, done.output
+    records = [one for one in json.loads((tmp_path / "run" / "results.json").read_text()) if one["metric"] == "top1"]
+    assert sorted(one["protocol"].endswith(", reduced decoding") for one in records) == [False, True]
 
 
 def test_too_many_bad_pictures_stop_it_unless_allowed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.cbook
 import pytest
 import torch
 
+import wordsight
 from tests.evaluate.conftest import COLOURS, ColourModel, picture
 from wordsight.evaluate import Retrieval, ZeroShot, embed_source
 from wordsight.evaluate.metrics import wilson_interval
@@ -130,3 +133,21 @@ def test_one_embedding_serves_both_and_fingerprints_tell_makings_apart(model: Co
     model.mix.data[0, 1] += 1e-6
     prints.append(ZeroShot().judge(model, embedded).fingerprint)
     assert len(set(prints)) == len(prints)
+
+
+def test_reduced_decoding_is_off_unless_asked_and_told_in_the_protocol(model: ColourModel, tmp_path: Path) -> None:
+    shutil.copy(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False), tmp_path / "one.jpg")
+    data = tmp_path / "val.csv"
+    data.write_text("path,caption,label\none.jpg,an admiral,woman\n", encoding="utf-8")
+    encoder = wordsight.create("clip-tiny")
+    exact, near = embed_source(encoder, data), embed_source(encoder, data, reduced_decode=True)
+    assert (exact.images_ND - encoder.embed_images(tmp_path / "one.jpg")).abs().max() < 1e-6
+    assert (exact.images_ND - near.images_ND).abs().max() > 1e-4
+    for kind in (ZeroShot, Retrieval):
+        plain, reduced = kind().judge(encoder, data), kind(reduced_decode=True).judge(encoder, data)
+        assert torch.equal(reduced.embedded.images_ND, near.images_ND)
+        assert reduced.protocol == f"{plain.protocol}, reduced decoding"
+        assert reduced.fingerprint != plain.fingerprint
+        assert kind().judge(encoder, near).fingerprint == reduced.fingerprint, "vectors know how they were made"
+    with pytest.raises(ValueError, match="reduced_decode needs a Preprocess"):
+        ZeroShot(reduced_decode=True).run(model, data)

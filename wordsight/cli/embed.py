@@ -52,6 +52,7 @@ Examples:
 @processes_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
 @click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More is an error.")
+@click.option("--reduced-decode", is_flag=True, help="Decode large JPEGs at a reduced scale: faster, a little different.")
 @click.option("--restart", is_flag=True, help="Discard what an earlier run left at --out.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON for programs, and no progress.")
@@ -68,6 +69,7 @@ def command(
     processes: int,
     workers: int,
     max_bad_share: float,
+    reduced_decode: bool,
     restart: bool,
     device: str,
     as_json: bool,
@@ -84,6 +86,8 @@ def command(
         raise click.UsageError(f"unexpected argument: {more[0]}")
     if column is not None and texts is None:
         raise click.UsageError("--column names a column of the table that --texts gives")
+    if reduced_decode and image is None:
+        raise click.UsageError("--reduced-decode is about the pictures that --images gives")
 
     from wordsight.vectors import check_format
 
@@ -112,6 +116,8 @@ def command(
             else:
                 assert image is not None
                 what = {"images": _digest(describe_files([image, *more]))}
+            if reduced_decode:  # not said where it is off, so that vectors made before the option go on
+                what["decoding"] = "reduced"
             run = {"model": fingerprint(loaded, PROBES, "", "embed"), **what, "inputs": len(inputs)}
             return VectorFile(out, run, num_inputs=len(inputs), part_size=part_size, restart=restart)
 
@@ -123,7 +129,7 @@ def command(
             if file.num_done and world.is_main:
                 click.echo(f"Going on after {file.num_done:,} of {len(inputs):,}.", err=True)
             show = not as_json and sys.stderr.isatty()
-            _embed(loaded, inputs, file, _Asked(batch_size, workers, max_bad_share), world, show)
+            _embed(loaded, inputs, file, _Asked(batch_size, workers, max_bad_share, reduced_decode), world, show)
             world.wait()
             if world.is_main:
                 file.finish()
@@ -139,6 +145,7 @@ class _Asked:
     batch_size: int
     workers: int
     max_bad_share: float
+    reduced_decode: bool
 
 
 class PictureFiles:
@@ -244,7 +251,12 @@ def _embed_pictures(
     bad: list[BadSample] = []
     # whether too many are bad is a question of all parts
     batches = iterate(
-        Selection(source, part), model.preprocessor, batch_size=asked.batch_size, num_workers=asked.workers, max_bad_share=1.0
+        Selection(source, part),
+        model.preprocessor,
+        batch_size=asked.batch_size,
+        num_workers=asked.workers,
+        max_bad_share=1.0,
+        reduced_decode=asked.reduced_decode,
     )
     for read in batches:
         if read.samples:

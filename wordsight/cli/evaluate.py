@@ -51,6 +51,7 @@ Examples:
 @click.option(
     "--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More bad pictures are an error."
 )
+@click.option("--reduced-decode", is_flag=True, help="Decode large JPEGs at a reduced scale: faster, a little different.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and no progress.")
 def command(
     model: str,
@@ -67,6 +68,7 @@ def command(
     processes: int,
     workers: int,
     max_bad_share: float,
+    reduced_decode: bool,
     as_json: bool,
 ) -> int:
     """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
@@ -94,7 +96,7 @@ def command(
                 spec,
                 split,
                 folder,
-                _Asked(task, prompts or own_prompts(loaded), names, captions, batch_size, workers, max_bad_share),
+                _Asked(task, prompts or own_prompts(loaded), names, captions, batch_size, workers, max_bad_share, reduced_decode),
                 _command(model, spec, folder),
                 world,
                 progress,
@@ -117,6 +119,7 @@ class _Asked:
     batch_size: int
     workers: int
     max_bad_share: float
+    reduced_decode: bool
 
 
 def _measure(
@@ -139,6 +142,7 @@ def _measure(
         batch_size=asked.batch_size,
         num_workers=asked.workers,
         max_bad_share=asked.max_bad_share,
+        reduced_decode=asked.reduced_decode,
         progress=progress,
         world=world,
     )

@@ -40,6 +40,7 @@ class Embedded:
         keys, captions, labels: what the source says of each picture.
         bad: the samples that could not be read; they are not among the N.
         listing: hash of the keys, captions, labels and encoded bytes of the N, in order.
+        reduced_decode: whether large JPEGs were decoded at a reduced scale; figures of them say so.
     """
 
     source: Source
@@ -50,6 +51,12 @@ class Embedded:
     labels: tuple[str | None, ...]
     bad: tuple[BadSample, ...]
     listing: str
+    reduced_decode: bool = False
+
+    @property
+    def how(self) -> str:
+        """What a protocol says of how the pictures were read, after a comma; nothing where it was exact."""
+        return ", reduced decoding" if self.reduced_decode else ""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -118,6 +125,7 @@ def embed_source(
     batch_size: int = 64,
     num_workers: int = 0,
     max_bad_share: float = 0.05,
+    reduced_decode: bool = False,
     progress: bool = False,
     world: Processes = ALONE,
 ) -> Embedded:
@@ -129,11 +137,12 @@ def embed_source(
         batch_size: pictures encoded at once.
         num_workers: processes that decode; 0 decodes in this one.
         max_bad_share: a larger share of unreadable pictures is an error that names the first ten.
+        reduced_decode: decode large JPEGs at a reduced scale (`wordsight.data.iterate`); the model needs a `preprocessor`.
         progress: show a bar.
         world: the processes that share the batches; each gets all vectors.
 
     Raises:
-        ValueError: too many pictures are bad, or no picture could be read.
+        ValueError: too many pictures are bad, no picture could be read, or reduced decoding of a model without `preprocessor`.
     """
     require_embedder(model)
     source = open_source(str(data)) if isinstance(data, str | Path) else data
@@ -144,7 +153,8 @@ def embed_source(
     def work() -> dict[int, Tensor]:
         found = {}
         with judging(model) as device:
-            for k, batch in zip(own, _batches(model, source, own, batch_size, num_workers, max_bad_share, show), strict=False):
+            batches = _batches(model, source, own, batch_size, num_workers, max_bad_share, reduced_decode, show)
+            for k, batch in zip(own, batches, strict=False):
                 read[k] = _Read([_about(sample) for sample in batch.samples], batch.positions, batch.bad)
                 if batch.samples:
                     vectors = model.encode_image(batch.pixels.to(device))
@@ -168,7 +178,7 @@ def embed_source(
         listing.update(content)
     positions = tuple(position for one in in_turn for position in one.positions)
     keys, captions, labels, _ = zip(*(about for one in in_turn for about in one.samples), strict=True)
-    return Embedded(source, images_ND, positions, keys, captions, labels, tuple(bad), listing.hexdigest())
+    return Embedded(source, images_ND, positions, keys, captions, labels, tuple(bad), listing.hexdigest(), reduced_decode)
 
 
 _About = tuple[str, tuple[str, ...], str | None, bytes]  # key, captions, label, SHA-256 of the encoded picture
@@ -188,7 +198,14 @@ def _about(sample: Sample) -> _About:
 
 
 def _batches(
-    model: Any, source: Source, own: range, batch_size: int, num_workers: int, max_bad_share: float, progress: bool
+    model: Any,
+    source: Source,
+    own: range,
+    batch_size: int,
+    num_workers: int,
+    max_bad_share: float,
+    reduced_decode: bool,
+    progress: bool,
 ) -> Iterator[Read]:
     """The batches of `own` numbers among the consecutive ones of a source, with positions in the source."""
     preprocess = getattr(model, "preprocessor", None) or model.preprocess
@@ -200,7 +217,14 @@ def _batches(
     share = max_bad_share if whole else 1.0
     num_bad = 0
     with tqdm(total=len(positions), desc="pictures", unit="picture", disable=not progress) as bar:
-        for batch in iterate(part, preprocess, batch_size=batch_size, num_workers=num_workers, max_bad_share=share):
+        for batch in iterate(
+            part,
+            preprocess,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            max_bad_share=share,
+            reduced_decode=reduced_decode,
+        ):
             bar.update(len(batch.samples) + len(batch.bad))
             yield Read(batch.samples, batch.pixels, tuple(positions[i] for i in batch.positions), batch.bad)
             num_bad += len(batch.bad)

@@ -34,6 +34,8 @@ class Retrieval:
         ties: the order of equal scores: "topk" as CLIP_benchmark, "argsort" as open_clip; see `wordsight.evaluate.metrics`.
         batch_size: pictures encoded at once.
         num_workers: processes that decode.
+        reduced_decode: decode large JPEGs at a reduced scale, faster and a little different; the protocol says so. Published
+            figures are measured without.
         progress: show progress bars.
     """
 
@@ -42,6 +44,7 @@ class Retrieval:
     ties: metrics.Ties = "topk"
     batch_size: int = 64
     num_workers: int = 0
+    reduced_decode: bool = False
     progress: bool = False
 
     def run(self, model: Any, data: Source | Embedded | str | Path) -> dict[str, Metric]:
@@ -57,7 +60,13 @@ class Retrieval:
             data
             if isinstance(data, Embedded)
             else embed_source(
-                model, data, batch_size=self.batch_size, num_workers=self.num_workers, progress=self.progress, world=world
+                model,
+                data,
+                batch_size=self.batch_size,
+                num_workers=self.num_workers,
+                reduced_decode=self.reduced_decode,
+                progress=self.progress,
+                world=world,
             )
         )
         last = None if self.captions == "all" else 1
@@ -77,7 +86,8 @@ class Retrieval:
             texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties, scores=from_texts(scores), world=world
         )
         silent = len(embedded) - len(to_text.rows)
-        protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions ({self.captions}), ties by {self.ties}"
+        how = f"({self.captions}), ties by {self.ties}{embedded.how}"
+        protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions {how}"
         return Judgement(
             task="retrieval",
             metrics=metrics.ranking_metrics(to_text, "image_to_text") | metrics.ranking_metrics(to_image, "text_to_image"),
