@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from wordsight.adapt.estimator import load_classifier
     from wordsight.bundle import convert, create, load, save
     from wordsight.types import Batch, Metric, Sample, Term
 
@@ -19,13 +20,14 @@ _HOME = {
     "create": "wordsight.bundle",
     "save": "wordsight.bundle",
     "convert": "wordsight.bundle",
+    "load_classifier": "wordsight.adapt.estimator",
     "Batch": "wordsight.types",
     "Metric": "wordsight.types",
     "Sample": "wordsight.types",
     "Term": "wordsight.types",
 }
 
-__all__ = ["Batch", "Metric", "Sample", "Term", "__version__", "convert", "create", "load", "save"]
+__all__ = ["Batch", "Metric", "Sample", "Term", "__version__", "convert", "create", "load", "load_classifier", "save"]
 
 
 def __getattr__(name: str) -> Any:
