@@ -290,6 +290,21 @@ def test_higher_derivatives_are_a_clear_error_in_tiles(loss: str) -> None:
         torch.autograd.grad(value, image, create_graph=True)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_factor_from_above_and_a_second_backward_pass(loss: str) -> None:
+    """What the first backward pass scales or hands on is not used up by it."""
+    found = []
+    for tile in (0, 3):
+        inputs = [unit(7), unit(7, seed=1), torch.tensor(2.0, dtype=torch.float64)]
+        inputs += [torch.tensor(-3.0, dtype=torch.float64)] if loss == "sigmoid" else []
+        inputs = [tensor.requires_grad_() for tensor in inputs]
+        value = -3.0 * (sigmoid if loss == "sigmoid" else info_nce)(*inputs, tile=tile)
+        found.append([torch.autograd.grad(value, inputs, retain_graph=True), torch.autograd.grad(value, inputs)])
+    for passes in found:
+        for expected, gradient in zip(found[0][0] * 2, passes[0] + passes[1], strict=True):
+            torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_bad_input_is_a_clear_error() -> None:
     image, text = unit(4), unit(4, seed=1)
     for arguments, message in (

@@ -128,10 +128,9 @@ def sigmoid(
             logits_BT = log_scale.to(rows.dtype).exp() * image.to(rows.dtype) @ rows.text_TD.to(rows.dtype).T + bias.to(
                 rows.dtype
             )
-            sums_B = -pair_log_probs(logits_BT, rows.right()).sum(1)
-        else:
-            sums_B = SigmoidCrossEntropy.apply(image, rows.text_TD, log_scale, bias, rows.pairs())
-        return rows.mean(sums_B)
+            return rows.mean(-pair_log_probs(logits_BT, rows.right()).sum(1))
+        shares_B = rows.shares(len(image), rows.dtype)
+        return rows.of_all(SigmoidCrossEntropy.apply(image, rows.text_TD, log_scale, bias, rows.pairs(), shares_B))
 
 
 def duplicate_keys(text_ids: Tensor, image_ids: Tensor) -> Keys:
@@ -272,18 +271,19 @@ class PairRows:
 
         Where all weights are 0 it is 0.
         """
+        return self.of_all((self.shares(len(values), values.dtype) * values).sum())
+
+    def shares(self, count: int, dtype: torch.dtype) -> Tensor:
+        """What each of `count` rows or texts has of that mean times the processes: [count]."""
         if self.weights is None:
-            total, count = values.sum(), values.new_tensor(len(values))
+            weights = torch.ones(count, dtype=dtype, device=self.image.device)
         else:
-            weights = self.weights.to(values.dtype).repeat_interleave(len(values) // max(len(self.weights), 1))
-            total, count = (weights * values).sum(), weights.sum()
-        least = torch.finfo(values.dtype).tiny
-        if self.ring.size == 1:
-            return total / count.clamp_min(least)
-        everyone, everyones_count = self.ring.add(torch.stack([total.detach(), count])).unbind()
-        everyones_count = everyones_count.clamp_min(least)
-        share = total * (self.ring.size / everyones_count)
-        return share + (everyone / everyones_count - share.detach())
+            weights = self.weights.to(dtype).repeat_interleave(count // max(len(self.weights), 1))
+        return weights * (self.ring.size / self.ring.add(weights.sum()).clamp_min(torch.finfo(dtype).tiny))
+
+    def of_all(self, total: Tensor) -> Tensor:
+        """The mean from this process's sum of shares."""
+        return total if self.ring.size == 1 else total + (self.ring.add(total) / self.ring.size - total.detach())
 
 
 def _check_shapes(image: Tensor, text: Tensor) -> None:

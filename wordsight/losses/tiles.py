@@ -1,9 +1,9 @@
 """Softmax and sigmoid over all pairs of a batch in tiles: neither forward nor backward ever holds the [B, B] matrix.
 
-The forward pass goes over the tiles once and keeps a log-sum-exp for each row and each column; the backward pass computes each
-tile again. That is four matrix products of B^2 D each, one more than with a matrix that is kept; memory is O(B D + tile^2).
-Ideas: online softmax (arXiv 1805.02867), recomputation for attention (arXiv 2112.05682) and for this loss (arXiv 2410.17243);
-here both directions share one pass.
+The softmax's forward pass goes over the tiles once and keeps a log-sum-exp for each row and each column; its backward pass
+computes each tile again. That is four matrix products of B^2 D each, one more than with a matrix that is kept; memory is
+O(B D + tile^2). Ideas: online softmax (arXiv 1805.02867), recomputation for attention (arXiv 2112.05682) and for this loss
+(arXiv 2410.17243); here both directions share one pass.
 
 Over a ring of processes the rows stay and the columns travel: a block of texts visits every process, its columns' sums and in the
 backward pass its gradient a hop behind it.
@@ -177,41 +177,65 @@ class SoftmaxCrossEntropy(torch.autograd.Function):
 
 
 class SigmoidCrossEntropy(torch.autograd.Function):
-    """The sum of every row's binary cross entropies: is this column right for it?"""
+    """The weighted sum over rows of their binary cross entropies: is this column right for it?
+
+    No pair needs to know of another, so one process computes loss and gradients from each tile at once: three matrix products,
+    as with a matrix that is kept. Around a ring, where each process's gradient from above counts for its own rows, and in a
+    second backward pass, tiles are computed again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, image_RD: Tensor, text_TD: Tensor, log_scale: Tensor, bias: Tensor, pairs: Pairs) -> Tensor:
-        """[R]."""
+    def forward(
+        ctx: Any, image_RD: Tensor, text_TD: Tensor, log_scale: Tensor, bias: Tensor, pairs: Pairs, weights_R: Tensor
+    ) -> Tensor:
+        """Scalar."""
         scale, shift = log_scale.to(pairs.dtype).exp(), bias.to(pairs.dtype)
         sums_R = torch.zeros(len(image_RD), dtype=pairs.dtype, device=image_RD.device)
+        ctx.pairs, ctx.gradients = pairs, None
+        ctx.save_for_backward(log_scale, bias, weights_R)
+        if pairs.ring.size == 1 and any(ctx.needs_input_grad):
+            ctx.gradients = _sigmoid_gradients(pairs, log_scale, bias, weights_R, sums_R)
+        else:
 
-        def visit(block: Block, owner: int) -> None:
-            for rows, _, _, _, logits_rt, right_rt in pairs.tiles(block, owner, scale):
-                logits_rt += shift
-                sums_R[rows] -= pair_log_probs(logits_rt, right_rt).sum(1)
+            def visit(block: Block, owner: int) -> None:
+                for rows, _, _, _, logits_rt, right_rt in pairs.tiles(block, owner, scale):
+                    sums_R[rows] -= pair_log_probs(logits_rt.add_(shift), right_rt).sum(1)
 
-        pairs.around(visit)
-        ctx.pairs = pairs
-        ctx.save_for_backward(log_scale, bias)
-        return sums_R
+            pairs.around(visit)
+        return weights_R @ sums_R
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_derivatives()
-        log_scale, bias = ctx.saved_tensors
-        up_R, shift = upstream[0], bias.to(ctx.pairs.dtype)
-        at_bias = torch.zeros_like(shift)
+        log_scale, bias, weights_R = ctx.saved_tensors
+        found, ctx.gradients = ctx.gradients, None
+        if found is None:
+            found = _sigmoid_gradients(ctx.pairs, log_scale, bias, weights_R * upstream[0])
+        else:
+            for gradient in found:
+                gradient *= upstream[0]
+        return (*found, None, None)
 
-        def of_tile(rows: slice, columns: slice, logits_rt: Tensor, right_rt: Tensor | None, block: Block) -> Tensor:
-            at_logits_rt = logits_rt.add_(shift).sigmoid_()
-            if right_rt is not None:
-                at_logits_rt -= right_rt.to(at_logits_rt.dtype)
-            at_logits_rt *= up_R[rows, None]
-            at_bias.add_(at_logits_rt.sum())
-            return at_logits_rt
 
-        at_image_RD, at_text_TD, at_log_scale = ctx.pairs.gradients(log_scale, of_tile)
-        return at_image_RD, at_text_TD, at_log_scale, at_bias.to(bias.dtype), None
+def _sigmoid_gradients(
+    pairs: Pairs, log_scale: Tensor, bias: Tensor, weights_R: Tensor, sums_R: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Those of the weighted sum at the rows, the own columns, log_scale and bias; the rows' losses are added to `sums_R`."""
+    shift = bias.to(pairs.dtype)
+    at_bias = torch.zeros_like(shift)
+
+    def of_tile(rows: slice, columns: slice, logits_rt: Tensor, right_rt: Tensor | None, block: Block) -> Tensor:
+        logits_rt += shift
+        if sums_R is not None:
+            sums_R[rows] -= pair_log_probs(logits_rt, right_rt).sum(1)
+        at_logits_rt = logits_rt.sigmoid_()
+        if right_rt is not None:
+            at_logits_rt -= right_rt.to(at_logits_rt.dtype)
+        at_logits_rt *= weights_R[rows, None]
+        at_bias.add_(at_logits_rt.sum())
+        return at_logits_rt
+
+    return (*pairs.gradients(log_scale, of_tile), at_bias.to(bias.dtype))
 
 
 def pair_log_probs(logits_RT: Tensor, right_RT: Tensor | None) -> Tensor:
