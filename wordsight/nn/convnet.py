@@ -130,6 +130,10 @@ class ConvNet(nn.Module):
             x = run_stage(stage, x, self.activation_checkpointing)
         return x
 
+    def forward_tokens(self, pixels: Tensor) -> Tensor:
+        """The places of the last feature map as tokens, row by row: [B, 3, S, S] -> [B, h w, C]."""
+        return self.forward_map(pixels).flatten(2).transpose(1, 2)
+
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the stages in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled

@@ -307,6 +307,10 @@ class EfficientNet(nn.Module):
             x = run_stage(block, x, self.activation_checkpointing)
         return x if self.head is None else run_stage(self.head, x, self.activation_checkpointing)
 
+    def forward_tokens(self, pixels: Tensor) -> Tensor:
+        """The places of the last feature map as tokens, row by row: [B, 3, S, S] -> [B, h w, F]."""
+        return self.forward_map(pixels).flatten(2).transpose(1, 2)
+
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute stem, blocks and head in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled

@@ -166,6 +166,10 @@ class ModifiedResNet(nn.Module):
                 x = run_stage(block, x, self.activation_checkpointing)
         return x
 
+    def forward_tokens(self, pixels: Tensor) -> Tensor:
+        """The places of the last feature map as tokens, row by row: [B, 3, S, S] -> [B, (S/32)^2, 32 * width]."""
+        return self.forward_map(pixels).flatten(2).transpose(1, 2)
+
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute stem and bottlenecks in the backward pass, not keeping their activations; batch statistics count once."""
         self.activation_checkpointing = enabled
