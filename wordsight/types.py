@@ -86,14 +86,20 @@ class Batch:
         moved: dict[str, Any] = {name: value.to(device, non_blocking=True) for name, value in self.tensors().items()}
         return replace(self, **moved)
 
-    def split(self, size: int) -> Sequence[Batch]:
-        """Consecutive parts of at most `size` rows; their rows in order are this batch's."""
+    def split(self, size: int, *, least: int = 1) -> Sequence[Batch]:
+        """Consecutive parts of `size` rows, the last of what is left; their rows in order are this batch's.
+
+        A last part of fewer than `least` rows joins the one before it, which is larger then.
+        """
         if size < 1:
             raise ValueError(f"a part needs at least 1 row, got {size}")
+        starts = list(range(0, len(self), size))
+        if len(starts) > 1 and len(self) - starts[-1] < least:
+            starts.pop()
         parts = []
-        for i in range(0, len(self), size):
-            rows: dict[str, Any] = {name: value[i : i + size] for name, value in self.tensors().items()}
-            parts.append(replace(self, keys=self.keys[i : i + size], bad=(), **rows))
+        for start, stop in zip(starts, [*starts[1:], len(self)], strict=True):
+            rows: dict[str, Any] = {name: value[start:stop] for name, value in self.tensors().items()}
+            parts.append(replace(self, keys=self.keys[start:stop], bad=(), **rows))
         return parts
 
 

@@ -104,8 +104,8 @@ def test_dry_run_shows_and_writes_nothing(
         "train",
         "clip_tiny",
         *SMALL,
-        "--set",
-        "micro_batch_size=2",
+        "--micro-batch",
+        "2",
         "--set",
         "ema_decay=.9",
         "--processes",
@@ -130,6 +130,8 @@ def test_wrong_usage_is_told_apart(tmp_path: Path) -> None:
         wordsight_command("train", "clip_tiny")
     with pytest.raises(click.UsageError, match=r"holds no run to go on with. Recipes: align, .*clip_tiny, .*quickstart"):
         wordsight_command("train", "--run", str(tmp_path))
+    with pytest.raises(click.UsageError, match="0 is not in the range x>=1"):
+        wordsight_command("train", "clip_tiny", "--run", str(tmp_path), "--micro-batch", "0")
     with pytest.raises(ValueError, match="did you mean clip_tiny"):
         wordsight_command("train", "clip-tyni", "--run", str(tmp_path))
     with pytest.raises(ValueError, match="the recipe has no data"):

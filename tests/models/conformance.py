@@ -88,6 +88,23 @@ def check_loss_is_finite_in_both_modes_and_for_one_row(make: Make) -> None:
         torch.testing.assert_close(alone, -torch.nn.functional.logsigmoid(system.log_scale.exp() * cosine + system.logit_bias))
 
 
+def check_a_batch_of_copies_has_its_closed_form(make: Make) -> None:
+    """All logits are alike: log B where one answer is chosen; sigmoids say that all are right, or that one in a row is."""
+    system = make().double().eval()
+    batch = make_batch(system, 1, dtype=torch.float64)
+    copies = Batch(**{name: value.expand(6, *value.shape[1:]) for name, value in batch.tensors().items()}, keys=batch.keys * 6)
+    loss = total(system, copies)
+    if system.logit_bias is None:
+        torch.testing.assert_close(loss.item(), math.log(6), rtol=0, atol=1e-10)
+    else:
+        logit = system.log_scale.exp() * cosines(system, batch).squeeze() + system.logit_bias
+        right, wrong = -torch.nn.functional.logsigmoid(logit), -torch.nn.functional.logsigmoid(-logit)
+        expected = 6 * right if system.config.duplicates == "multi_positive" else right + 5 * wrong
+        torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    loss.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(system).values())
+
+
 def check_every_trainable_parameter_gets_a_gradient(make: Make) -> None:
     system = make().train()
     total(system, make_batch(system)).backward()

@@ -64,11 +64,14 @@ class TwoTerms(nn.Module):
 
 
 class Normed(nn.Module):
-    """Contrastive, with batch norm in its image tower."""
+    """Contrastive, with batch norm in its image tower: of maps, or of vectors, which have one value per channel."""
 
-    def __init__(self) -> None:
+    def __init__(self, vectors: bool = False) -> None:
         super().__init__()
-        self.tower = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 8))
+        parts = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 14 * 14, 8)]
+        if vectors:
+            parts = [nn.Flatten(), nn.BatchNorm1d(3 * 16 * 16), nn.Linear(3 * 16 * 16, 8)]
+        self.tower = nn.Sequential(*parts)
         self.text = nn.Embedding(32, 8)
         self.log_scale = nn.Parameter(torch.tensor(2.0))
 

@@ -1,6 +1,8 @@
 """The gradients of one update: equal for every split into micro-batches, with replayed random numbers and untouched
 statistics."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +90,38 @@ def test_running_statistics_move_once_a_micro_batch(micro: int) -> None:
     assert model.tower[1].num_batches_tracked == len(parts)
     assert (model.tower[1].running_mean - expected.running_mean).abs().max() < 1e-12
     assert (model.tower[1].running_var - expected.running_var).abs().max() < 1e-12
+
+
+def test_a_row_left_over_joins_the_micro_batch_before_it_where_batch_norm_needs_two() -> None:
+    torch.manual_seed(0)
+    model, batch = Normed(vectors=True).double(), tiny_batch(9, dtype=torch.float64)
+    expected = nn.BatchNorm1d(3 * 16 * 16).double()
+    for rows in (slice(4, 9), slice(0, 4)):  # the last one's graph is kept and goes first
+        expected(batch.pixels[rows].flatten(1))
+    Stepper(model, micro_batch_size=4).backward(batch, step=3)
+    assert model.tower[1].num_batches_tracked == 2
+    assert (model.tower[1].running_mean - expected.running_mean).abs().max() < 1e-12
+    assert (model.tower[1].running_var - expected.running_var).abs().max() < 1e-12
+    assert [len(part) for part in batch.split(4)] == [4, 4, 1]
+    assert [part.keys for part in batch.split(8, least=2)] == [batch.keys]
+    assert [len(part) for part in batch.split(3, least=2)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(("rows", "micro"), [(1, None), (1, 4), (3, 1)])
+def test_a_row_alone_under_batch_norm_is_a_clear_error(rows: int, micro: int | None) -> None:
+    with pytest.raises(ValueError, match=r"sample 'sample-0' alone in a micro-batch.* batch_size to two samples a process"):
+        Stepper(Normed(vectors=True), micro_batch_size=micro).backward(tiny_batch(rows), step=1)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_batch_of_one_and_of_copies_of_one_have_their_closed_forms(rows: int) -> None:
+    """A choice among equals costs log B, whether the copies count as right ones or not, and pulls at no scale."""
+    for duplicates in ("plain", "multi_positive"):
+        model, batch = tiny_clip(duplicates=duplicates).double(), tiny_batch(1, dtype=torch.float64)
+        copies = Batch(**{name: value.repeat_interleave(rows, 0) for name, value in batch.tensors().items()}, keys=("a",) * rows)
+        loss = Stepper(model, micro_batch_size=1).backward(copies, step=1)
+        assert loss.total.item() == pytest.approx(math.log(rows), abs=1e-12)
+        assert max(p.grad.abs().max().item() for p in model.parameters() if p.grad is not None) < 1e-12
 
 
 def test_bf16_gradients_reach_every_parameter_in_both_passes() -> None:

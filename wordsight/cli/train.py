@@ -19,12 +19,24 @@ import click
     help="Run folder: made, or gone on with (--run-dir under torchrun).",
 )
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a field of the recipe; may be repeated.")
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Samples of a process in memory at once, exact (micro_batch_size of the recipe).",
+)
 @click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda", "mps"]))
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1), help="Processes on this machine.")
 @click.option("--dry-run", is_flag=True, help="Show recipe, sizes and memory, run two steps, write nothing.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def command(
-    recipe: str | None, run_dir: Path | None, settings: tuple[str, ...], device: str, processes: int, dry_run: bool, quiet: bool
+    recipe: str | None,
+    run_dir: Path | None,
+    settings: tuple[str, ...],
+    micro_batch: int | None,
+    device: str,
+    processes: int,
+    dry_run: bool,
+    quiet: bool,
 ) -> int:
     """Train by RECIPE: a name, or path/to/file.py:function. On a run folder that exists the run goes on where it was, bit for
     bit.
@@ -37,6 +49,8 @@ def command(
     """
     if run_dir is None and not dry_run:
         raise click.UsageError("Missing option '--run': the folder that the run is written to, such as --run runs/first")
+    if micro_batch is not None:
+        settings = (*settings, f"micro_batch_size={micro_batch}")
     name, changes = _recipe_of(recipe, run_dir, settings)
 
     from wordsight.train.recipe import make_recipe

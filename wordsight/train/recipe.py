@@ -154,7 +154,8 @@ class Recipe:
         data, optim: see there.
         steps, epochs, samples: the length in updates, passes or samples seen.
         batch_size: samples of one update over all processes.
-        micro_batch_size: samples of one process that are in memory at once; the gradients are the same. None: all.
+        micro_batch_size: samples of one process that are in memory at once; the gradients are the same. None: all. With batch
+            norm, one that is left over joins the micro-batch before it.
         exchange: how a contrastive loss over several processes sees the others' embeddings: "ring" passes them on block by block,
             so that no process holds the global batch; "gather" collects them all, with fewer messages for small worlds.
         parallel: what several processes hold of the model: "ddp" all of it each, "fsdp" a share of its weights, gradients and

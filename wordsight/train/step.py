@@ -9,7 +9,8 @@ instead of the embeddings.
 
 Batch normalisation in training mode sees one micro-batch of one process at a time: its statistics are those of the micro-batch,
 and
-k micro-batches are not one batch. Running statistics are updated once a micro-batch, never by the pass without a graph.
+k micro-batches are not one batch. Running statistics are updated once a micro-batch, never by the pass without a graph. One row
+alone has no variance, so a last micro-batch of one row joins the one before it.
 
 Shape legend: B rows of this process, N rows of the global batch.
 """
@@ -195,7 +196,8 @@ class Stepper:
         A process whose samples are all bad still takes part: empty rows go through, and none of them counts. Where weights are
         split every forward and backward pass is everyone's, so a process with fewer micro-batches adds such rows.
         """
-        parts = list(batch.split(self.micro_batch_size or len(batch))) if len(batch) else []
+        least = 2 if tracked_norms(self.system) and self.system.training else 1
+        parts = list(batch.split(self.micro_batch_size or len(batch), least=least)) if len(batch) else []
         rows = [len(part) for part in parts]
         wanted = 1
         if self.sharded is not None and self.micro_batch_size is not None:
@@ -226,7 +228,7 @@ class Stepper:
                 part = self.prepare(part, row_draws(self.device))
             bf16 = self.precision == "bf16"
             # entered anew for each pass: autocast would otherwise reuse the weights that it cast without a graph
-            with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext(), _lone_row_named(part):
                 return module(part)
 
     def _contrast(self, outputs: list[dict[str, Tensor]], sizes: Sequence[int], rows: list[int]) -> tuple[StepLoss, Any]:
@@ -293,6 +295,20 @@ def _buffers_kept(system: nn.Module, active: bool) -> Iterator[None]:
     yield
     if before is not None:
         put_buffers(system, before)
+
+
+@contextmanager
+def _lone_row_named(part: Batch) -> Iterator[None]:
+    """Say what to do where batch norm meets a single row with one value per channel, which torch refuses."""
+    try:
+        yield
+    except ValueError as error:
+        if len(part) == 1 and "more than 1 value per channel" in str(error):
+            raise ValueError(
+                f"a process has the sample {part.keys[0]!r} alone in a micro-batch, and batch norm in training needs two rows: "
+                "set batch_size to two samples a process or more, and micro_batch_size to 2 or more"
+            ) from error
+        raise
 
 
 def copy_buffers(system: nn.Module) -> list[Tensor]:
