@@ -3,7 +3,7 @@
 The protocol is CoOp's (arXiv 2109.01134, section 4.1): K training and min(K, 4) validation pictures a class, the test split
 whole; base and new classes are CoCoOp's (arXiv 2203.05557, section 4.1). Which pictures are drawn is a function of (seed, class,
 picture's name) alone: not of the file system's order, of other classes, or of a library's random numbers; and the K pictures are
-among the K + 1. The published programs draw otherwise (Python's `random`, over unsorted listings); `interop.dassl` reads their draws.
+among the K + 1. The published programs draw otherwise (Python's `random`, over unsorted listings); `interop.dassl` reads theirs.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Splits:
         Raises:
             ValueError: a name that is none of the data set's classes.
         """
-        parts = {part: given.only(classes) for part, given in self.parts().items()}
-        return Splits(name=name or self.name, classes=tuple(classes), notes=self.notes, **parts)
+        train, val, test = (given.only(classes) if given is not None else None for given in (self.train, self.val, self.test))
+        return Splits(name=name or self.name, classes=tuple(classes), train=train, val=val, test=test, notes=self.notes)
 
 
 def label_source(source: Source, *, classes: Sequence[str] | None = None) -> LabelledSet:
