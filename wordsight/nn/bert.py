@@ -131,30 +131,53 @@ class Bert(nn.Module):
         Returns:
             [N, E], not normalised.
         """
-        x_NTW, visible_NT = self.forward_tokens(tokens)
-        features_NF = self._pool(x_NTW, visible_NT)
-        return features_NF if self.projection is None else self.projection(features_NF)
+        return self._embedding(*self.forward_tokens(tokens))
+
+    def forward_embedded(self, x_NTW: Tensor, tokens: Tensor) -> Tensor:
+        """The same with token embeddings given instead of looked up, as prompt learning needs it.
+
+        Args:
+            x_NTW: [N, <= L, W], a vector in place of each token; segment and positions are added here.
+            tokens: int64 [N, <= L]; only where `pad_id` follows behind the text counts.
+
+        Returns:
+            [N, E], not normalised.
+        """
+        visible_NT = self._visible(tokens)
+        return self._embedding(self._run_blocks(x_NTW[:, : visible_NT.shape[1]], visible_NT), visible_NT)
 
     def forward_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Every token's output, and which are no padding, as far as the longest text: [N, <= L] -> [N, T, W], bool [N, T]."""
+        visible_NT = self._visible(tokens)
+        return self._run_blocks(self.token_embedding(tokens[:, : visible_NT.shape[1]]), visible_NT), visible_NT
+
+    def set_activation_checkpointing(self, enabled: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations."""
+        self.activation_checkpointing = enabled
+
+    def _visible(self, tokens: Tensor) -> Tensor:
+        """Which tokens are no padding, as far as the longest text: [N, <= L] -> bool [N, T]."""
         place_L = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         # a row of nothing but padding (a process without samples sends one) must not divide nothing by nothing
         length_N = ((tokens != self.config.pad_id) * place_L).amax(1).clamp_min(1)
         # the only wait for the device; a compiled tower, whose shapes are fixed when it is traced, computes them all
         num_tokens = tokens.shape[1] if torch.compiler.is_compiling() else int(length_N.max())
-        tokens_NT, visible_NT = tokens[:, :num_tokens], place_L[:num_tokens] <= length_N[:, None]
-        x_NTW = self.token_embedding(tokens_NT) + self.type_embedding[0] + self.position_embedding[:num_tokens]
+        return place_L[:num_tokens] <= length_N[:, None]
+
+    def _run_blocks(self, x_NTW: Tensor, visible_NT: Tensor) -> Tensor:
+        """Token embeddings [N, T, W] -> every token's output [N, T, W]."""
+        x_NTW = x_NTW + self.type_embedding[0] + self.position_embedding[: x_NTW.shape[1]]
         x_NTW = self.drop_embed(self.norm_embed(x_NTW))
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_NTW = checkpoint(block, x_NTW, visible_NT, use_reentrant=False, preserve_rng_state=True)
             else:
                 x_NTW = block(x_NTW, visible_NT)
-        return x_NTW, visible_NT
+        return x_NTW
 
-    def set_activation_checkpointing(self, enabled: bool = True) -> None:
-        """Recompute each block in the backward pass instead of keeping its activations."""
-        self.activation_checkpointing = enabled
+    def _embedding(self, x_NTW: Tensor, visible_NT: Tensor) -> Tensor:
+        features_NF = self._pool(x_NTW, visible_NT)
+        return features_NF if self.projection is None else self.projection(features_NF)
 
     def _pool(self, x_NTW: Tensor, visible_NT: Tensor) -> Tensor:
         if self.config.pool == "mean":

@@ -77,16 +77,36 @@ class TextTransformer(nn.Module):
         Returns:
             [N, D], not normalised.
         """
-        end_N = tokens.argmax(dim=1)
-        # the only wait for the device; a compiled tower, whose shapes are fixed when it is traced, computes them all
-        num_tokens = tokens.shape[1] if torch.compiler.is_compiling() else int(end_N.max()) + 1
-        tokens_NT = tokens[:, :num_tokens]
-        x_NTW = self.token_embedding(tokens_NT) + self.position_embedding[:num_tokens]
-        return self.norm_final(self.blocks(x_NTW, end_N, is_causal=True)) @ self.projection
+        end_N, num_tokens = self._ends(tokens)
+        return self._encode(self.token_embedding(tokens[:, :num_tokens]), end_N)
+
+    def forward_embedded(self, x_NTW: Tensor, tokens: Tensor) -> Tensor:
+        """The same with token embeddings given instead of looked up, as prompt learning needs it.
+
+        Args:
+            x_NTW: [N, <= L, W], a vector in place of each token; positions are added here.
+            tokens: int64 [N, <= L]; only where the highest id stands counts.
+
+        Returns:
+            [N, D], not normalised.
+        """
+        end_N, num_tokens = self._ends(tokens)
+        return self._encode(x_NTW[:, :num_tokens], end_N)
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.blocks.activation_checkpointing = enabled
+
+    @staticmethod
+    def _ends(tokens: Tensor) -> tuple[Tensor, int]:
+        """Where each row's end token stands, and how many tokens are computed."""
+        end_N = tokens.argmax(dim=1)
+        # the only wait for the device; a compiled tower, whose shapes are fixed when it is traced, computes them all
+        return end_N, tokens.shape[1] if torch.compiler.is_compiling() else int(end_N.max()) + 1
+
+    def _encode(self, x_NTW: Tensor, end_N: Tensor) -> Tensor:
+        x_NTW = x_NTW + self.position_embedding[: x_NTW.shape[1]]
+        return self.norm_final(self.blocks(x_NTW, end_N, is_causal=True)) @ self.projection
 
     def _init_weights(self) -> None:
         """Draw the weights as the published text towers did: residual branches scaled down by the depth (GPT-2)."""
@@ -178,12 +198,27 @@ class SigLIPText(nn.Module):
         Returns:
             [N, D], not normalised.
         """
-        length = self.config.context_length
-        tokens_NL = functional.pad(tokens, (0, length - tokens.shape[1]), value=self.config.pad_id)
-        x_NLW = self.token_embedding(tokens_NL) + self.position_embedding
-        last_N = torch.full((len(tokens),), length - 1, dtype=torch.int64, device=tokens.device)
-        return self.head(self.norm_final(self.blocks(x_NLW, last_N)))
+        missing = self.config.context_length - tokens.shape[1]
+        return self._encode(self.token_embedding(functional.pad(tokens, (0, missing), value=self.config.pad_id)))
+
+    def forward_embedded(self, x_NTW: Tensor, tokens: Tensor) -> Tensor:
+        """The same with token embeddings given instead of looked up, as prompt learning needs it.
+
+        Args:
+            x_NTW: [N, <= L, W], a vector in place of each token, padding too; positions are added here.
+            tokens: int64 [N, <= L], as other towers want them; nothing is read from them here.
+
+        Returns:
+            [N, D], not normalised.
+        """
+        padding_W = self.token_embedding.weight[self.config.pad_id]
+        missing = self.config.context_length - x_NTW.shape[1]
+        return self._encode(torch.cat([x_NTW, padding_W.expand(len(x_NTW), missing, -1)], dim=1))
 
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.blocks.activation_checkpointing = enabled
+
+    def _encode(self, x_NLW: Tensor) -> Tensor:
+        last_N = torch.full((len(x_NLW),), x_NLW.shape[1] - 1, dtype=torch.int64, device=x_NLW.device)
+        return self.head(self.norm_final(self.blocks(x_NLW + self.position_embedding, last_N)))

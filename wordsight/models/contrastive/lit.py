@@ -130,6 +130,13 @@ class HeadedTower(nn.Module):
         """Pixels [B, 3, S, S] or tokens [N, L] -> [.., D], not normalised."""
         return self.head(self.features(x))
 
+    def forward_embedded(self, x_NTW: Tensor, tokens: Tensor) -> Tensor:
+        """A text tower with token embeddings [N, <= L, W] given instead of looked up -> [N, D], not normalised.
+
+        Gradients reach the embeddings through a locked trunk too; nothing is taken from the cache.
+        """
+        return self.head(self.trunk.forward_embedded(x_NTW, tokens))  # type: ignore[operator]
+
     def features(self, x: Tensor) -> Tensor:
         """What the trunk makes of pixels or tokens: [.., F]."""
         if not self.locked:
