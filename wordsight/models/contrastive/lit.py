@@ -145,6 +145,11 @@ class HeadedTower(nn.Module):
             keeping = self.training and self.cache_rows > 0 and not torch.compiler.is_compiling()
             return self._cached(x) if keeping else self.trunk(x)
 
+    def forward_tokens(self, pixels: Tensor) -> Tensor:
+        """Every token's output, or the places of the last map, of an image trunk: [B, 3, S, S] -> [B, T, W]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.locked):
+            return self.trunk.forward_tokens(pixels)  # type: ignore[operator]
+
     def set_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the trunk's blocks in the backward pass, where it has one."""
         self.trunk.set_activation_checkpointing(enabled)  # type: ignore[operator]
