@@ -21,7 +21,7 @@ from torch import nn
 
 import wordsight
 from wordsight import catalog
-from wordsight.interop import open_clip, own, siglip
+from wordsight.interop import open_clip, own, siglip_open_clip
 from wordsight.interop.checkpoint import CONFIGS, TRANSFORMERS, check_parts, layout_of, read
 from wordsight.interop.contents import Contents, read_json, write_json
 from wordsight.interop.names import name_list
@@ -258,7 +258,7 @@ def _writer(to: str, config: Any) -> Any:
     if to == "open_clip" and system == "clip":
         return open_clip.write_folder
     if to == "open_clip" and system == "siglip":
-        return siglip.write_open_clip_folder
+        return siglip_open_clip.write_folder
     raise ValueError(f"{to} has no model like {catalog.system_class(config).__name__}: write it with to='wordsight'")
 
 

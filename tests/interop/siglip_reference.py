@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from wordsight.data.sentencepiece import SentencePieceTokenizer, train_sentencepiece
-from wordsight.interop import siglip
+from wordsight.interop import siglip, siglip_open_clip
 
 VOCABULARY, LENGTH, TRUNK = 120, 12, "vit_test_patch8_siglip_32"
 TEXTS = ["a photo of a cat", "Two dogs, running!", "été à la plage", "x" * 400, "", "under_score &amp; </s> sun"]
@@ -54,7 +54,7 @@ def register_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
         vit_test_patch8_siglip_32.__module__ = "timm.models.vision_transformer"
         register_model(vit_test_patch8_siglip_32)
     trunk = siglip.vit_config(image_size_px=32, patch_size_px=8, width=32, layers=2, heads=2, mlp_width=48)
-    monkeypatch.setitem(siglip.TIMM_TRUNKS, TRUNK, (trunk, "gelu"))
+    monkeypatch.setitem(siglip_open_clip.TIMM_TRUNKS, TRUNK, (trunk, "gelu"))
 
 
 def open_clip_model(tanh: bool) -> tuple[Any, dict[str, Any]]:

@@ -15,7 +15,7 @@ import wordsight
 from tests.interop.reference import difference, outputs, picture, randomize
 from tests.interop.siglip_reference import LENGTH, TEXTS, TRUNK, open_clip_model, register_trunk, transformers_model, vocabulary
 from wordsight import catalog
-from wordsight.interop import siglip
+from wordsight.interop import siglip, siglip_open_clip
 from wordsight.interop.safe_read import CheckpointError
 from wordsight.models.contrastive.siglip import SigLIP, SigLIPConfig
 
@@ -163,7 +163,7 @@ def test_a_bare_state_dict_of_open_clip_needs_its_model_named(tmp_path: Path, mo
     torch.save(peer.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="SigLIP of open_clip without its open_clip_config"):
         wordsight.load(tmp_path / "weights.pt")
-    config = siglip.config_from_model_cfg(model_cfg, tmp_path)
+    config = siglip_open_clip.config_from_model_cfg(model_cfg, tmp_path)
     entry = catalog.Entry(name="named", config=config, num_parameters=0, paper="", summary="")
     monkeypatch.setattr(catalog, "CATALOG", {**catalog.CATALOG, "named": entry})
     with pytest.warns(UserWarning, match="no preprocessing files"):
@@ -259,17 +259,17 @@ def test_open_clips_own_configs_have_our_shapes(name: str) -> None:
     model_cfg = get_model_config(name)
     with torch.device("meta"):
         peer = CustomTextCLIP(**{k: v for k, v in model_cfg.items() if k != "custom_text"}).state_dict()
-        ours = SigLIP(siglip.config_from_model_cfg(model_cfg, Path(name))).state_dict()
-    theirs = siglip.to_open_clip(ours)
+        ours = SigLIP(siglip_open_clip.config_from_model_cfg(model_cfg, Path(name))).state_dict()
+    theirs = siglip_open_clip.to_theirs(ours)
     assert {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in peer.items()}
-    assert {n: t.shape for n, t in siglip.from_open_clip(theirs).items()} == {n: t.shape for n, t in ours.items()}
+    assert {n: t.shape for n, t in siglip_open_clip.to_ours(theirs).items()} == {n: t.shape for n, t in ours.items()}
 
 
-@pytest.mark.parametrize("name", [name for name in siglip.TIMM_TRUNKS if name != TRUNK])
+@pytest.mark.parametrize("name", [name for name in siglip_open_clip.TIMM_TRUNKS if name != TRUNK])
 def test_trunks_are_timms(name: str) -> None:
     import timm
 
-    config, activation = siglip.TIMM_TRUNKS[name]
+    config, activation = siglip_open_clip.TIMM_TRUNKS[name]
     with torch.device("meta"):
         trunk = timm.create_model(name, num_classes=0)
     assert trunk.pos_embed.shape == (1, config.grid[0] ** 2, config.width)

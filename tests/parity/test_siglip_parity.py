@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.interop.siglip_reference import open_clip_model, register_trunk, transformers_model
 from tests.parity.test_clip_parity import TOLERANCE, gradients, largest_difference, stir
-from wordsight.interop import siglip
+from wordsight.interop import siglip, siglip_open_clip
 from wordsight.models.contrastive.siglip import SigLIP
 from wordsight.types import Batch
 
@@ -76,13 +76,13 @@ def test_open_clip_outputs_loss_and_all_gradients(tanh: bool, dtype: torch.dtype
     stir(peer)
     with_start(peer)
     peer.to(dtype).train()
-    config = siglip.config_from_model_cfg(model_cfg, "config")  # type: ignore[arg-type]
+    config = siglip_open_clip.config_from_model_cfg(model_cfg, "config")  # type: ignore[arg-type]
     assert (config.activation, config.text_activation) == ("gelu", "gelu_tanh" if tanh else None)
     ours = SigLIP(config).to(dtype).train()
-    ours.load_state_dict(siglip.from_open_clip(peer.state_dict()))
+    ours.load_state_dict(siglip_open_clip.to_ours(peer.state_dict()))
     batch = make_data(config.text.vocab_size, config.text.context_length, config.image.image_size_px, dtype)
     image, text, scale, bias = peer(batch.pixels, batch.tokens)
     loss = SigLipLoss()(image, text, scale, bias)
     loss.backward()
     expected = {"image": image, "text": text, "loss": loss}
-    compare(ours, batch, expected, siglip.from_open_clip(gradients(peer)), TOLERANCE[dtype])
+    compare(ours, batch, expected, siglip_open_clip.to_ours(gradients(peer)), TOLERANCE[dtype])

@@ -16,7 +16,7 @@ import torch
 from wordsight import catalog
 from wordsight.data.tokenize import CLIP_VOCABULARY, ClipTokenizer
 from wordsight.data.transform import Preprocess
-from wordsight.interop import align, big_vision, huggingface, local_files, open_clip, openai, own, siglip
+from wordsight.interop import align, big_vision, huggingface, local_files, open_clip, openai, own, siglip, siglip_open_clip
 from wordsight.interop.contents import Contents, read_json
 from wordsight.interop.names import name_list
 from wordsight.interop.safe_read import CheckpointError, Weights, read_weights
@@ -83,7 +83,7 @@ def _read_folder(folder: Path, weights_file: Path | None = None) -> Contents:
     if layout == "wordsight":
         return own.read_folder(folder, weights_file)
     if layout == "open_clip":
-        read_theirs = siglip.read_open_clip_folder if siglip.is_open_clip(folder) else open_clip.read_folder
+        read_theirs = siglip_open_clip.read_folder if siglip_open_clip.is_folder(folder) else open_clip.read_folder
         return read_theirs(folder, weights_file)
     if layout == "huggingface":
         kind = read_json(folder / huggingface.CONFIG).get("model_type")
@@ -124,13 +124,13 @@ def _read_file(path: Path, expected: CLIPConfig | None) -> Contents:
         return big_vision.read_file(path, expected)  # type: ignore[arg-type]  # whatever system was named
     weights = read_weights(path)
     tensors, config = weights.tensors, expected
-    if siglip.is_open_clip_layout(tensors):
+    if siglip_open_clip.is_layout(tensors):
         if expected is None:
             raise CheckpointError(f"{path} holds a SigLIP of open_clip without its {open_clip.CONFIG}: pass model=NAME")
         return Contents(
             source=path,
             layout="open_clip",
-            tensors=siglip.from_open_clip(tensors),
+            tensors=siglip_open_clip.to_ours(tensors),
             config=config,
             tokenizer=siglip.read_tokenizer(path.parent, expected.text.context_length, "open_clip"),
             preprocess=None,
