@@ -94,7 +94,8 @@ def tree_of(name: str, root: Path) -> Path:
     else:
         images = {"imagenet_sketch": "images", "imagenet_a": "imagenet-a", "imagenet_r": "imagenet-r"}[name]
         put(folder, [f"{images}/{one}/{k}.jpg" for one in present for k in (1, 2)])
-        (folder / images / "README.txt").write_text("no class")
+        if name != "imagenet_sketch":
+            (folder / images / "README.txt").write_text("no class")
     write_class_names(folder)
     return folder
 

@@ -264,6 +264,11 @@ def read_class_names(path: Path) -> dict[str, str]:
     return names
 
 
+def published_name(name: str) -> str:
+    """A class name without the WordNet identity that `read_class_names` may have put after it."""
+    return re.sub(r" \(n\d{8}\)$", "", name)
+
+
 def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
 
