@@ -273,6 +273,9 @@ def test_low_precision_energies_are_summed_in_float32() -> None:
     assert multiclass_nce(energy, log_noise, right).dtype is torch.float32
     assert phase_difference(energy[0], energy[1]).dtype is torch.float32
     found = binary_nce(energy[0], log_noise[0], energy[1], log_noise[1], 0.0)
+    high = torch.full((4096,), 60_000.0).half()  # sums and differences beyond float16's 65,504
+    assert binary_nce(high, high, -high, -high, 0.0).item() == 240_000.0
+    assert phase_difference(high, -high).item() == 120_000.0
     torch.testing.assert_close(
         found, binary_nce(energy[0].float(), log_noise[0].float(), energy[1].float(), log_noise[1].float(), 0.0)
     )

@@ -100,6 +100,21 @@ def test_low_precision_is_computed_in_float32() -> None:
     assert gaussian_distortion(mean, mean, log_variance).dtype is torch.float32
 
 
+def test_what_float16_can_not_hold_is_exact() -> None:
+    """Sums over rows beyond 65,504, more rows than that, a prior whose precision is."""
+    many = torch.full((70_000,), 20.0).half()
+    terms = rate_distortion(many, many, 2.0)
+    for term in (*terms.values(), rate_term(many, 2.0)):
+        assert term.value.item() == 20.0
+    narrow = torch.full((2,), -12.0).half()
+    assert torch.equal(
+        gaussian_rate(*torch.zeros(2, 1, 2), narrow, narrow), gaussian_rate(*torch.zeros(2, 1, 2), *[narrow.float()] * 2)
+    )
+    log_posterior, far = torch.log_softmax(torch.zeros(1, 4), 1).half(), torch.full((1, 4), 60_000.0).half()
+    assert expected_distortion(log_posterior, far).item() == pytest.approx(60_000, rel=1e-3)
+    assert categorical_rate(log_posterior, -far[0]).item() == pytest.approx(60_000, rel=1e-3)
+
+
 def test_terms_are_means_over_rows_with_the_price_as_weight() -> None:
     rate, distortion = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([4.0, 0.0, 2.0])
     terms = rate_distortion(rate, distortion, 5.0)

@@ -9,7 +9,8 @@ objective. The bounds are those of Barber & Agakov 2003 and Alemi et al., arXiv 
 where q(z|x) is the stochastic encoder, q(z) and q(x|z) what follows from it and the data, r a prior and p a decoder that are
 learned or chosen. A contrastive loss is such a distortion up to a constant (see `rate_term`).
 
-All values are nats. Rates and distortions sum over their last dimension; what stands in front broadcasts.
+All values are nats. Rates and distortions sum over their last dimension; what stands in front broadcasts. They are float32 or
+wider, whatever is given: in float16 a sum over some thousand rows would be infinite.
 
 Shape legend: B batch, D code width, K codes, X letters of a discrete source.
 """
@@ -42,8 +43,8 @@ def gaussian_rate(
         [B], nats, not negative, float32 or wider.
     """
     mean, log_variance = _wide(mean), _wide(log_variance)
-    prior_mean_D = mean.new_zeros(()) if prior_mean is None else prior_mean
-    prior_log_variance_D = mean.new_zeros(()) if prior_log_variance is None else prior_log_variance
+    prior_mean_D = mean.new_zeros(()) if prior_mean is None else _wide(prior_mean)
+    prior_log_variance_D = mean.new_zeros(()) if prior_log_variance is None else _wide(prior_log_variance)
     log_ratio_BD = log_variance - prior_log_variance_D
     distance_BD = (mean - prior_mean_D).square() * (-prior_log_variance_D).exp()
     return (log_ratio_BD.expm1() - log_ratio_BD + distance_BD).sum(-1) / 2
@@ -59,6 +60,7 @@ def categorical_rate(log_posterior: Tensor, log_prior: Tensor) -> Tensor:
     Returns:
         [B], nats.
     """
+    log_posterior, log_prior = _wide(log_posterior), _wide(log_prior)
     return (log_posterior.exp() * (log_posterior - log_prior)).sum(-1)
 
 
@@ -98,7 +100,7 @@ def expected_distortion(log_posterior: Tensor, distortion: Tensor) -> Tensor:
     Returns:
         [B].
     """
-    return (log_posterior.exp() * distortion).sum(-1)
+    return (_wide(log_posterior).exp() * _wide(distortion)).sum(-1)
 
 
 def rate_distortion(rate: Tensor, distortion: Tensor, beta: float) -> dict[str, Term]:
@@ -114,7 +116,7 @@ def rate_distortion(rate: Tensor, distortion: Tensor, beta: float) -> dict[str, 
     """
     if rate.shape != distortion.shape or rate.ndim != 1:
         raise ValueError(f"rate is {tuple(rate.shape)} and distortion {tuple(distortion.shape)}; both must be one number a row")
-    return {"rate": Term(rate.sum(), len(rate)), "distortion": Term(distortion.sum(), len(rate), _price(beta))}
+    return {"rate": Term(_wide(rate).sum(), len(rate)), "distortion": Term(_wide(distortion).sum(), len(rate), _price(beta))}
 
 
 def rate_term(rate: Tensor, beta: float, ring: Ring | None = None) -> Term:
@@ -136,7 +138,8 @@ def rate_term(rate: Tensor, beta: float, ring: Ring | None = None) -> Term:
     Raises:
         ValueError: if beta is not positive.
     """
-    own, count = rate.sum(), torch.tensor(len(rate), dtype=rate.dtype, device=rate.device)
+    own = _wide(rate).sum()
+    count = own.new_tensor(len(rate))
     if ring is None:
         return Term(own, count, 1 / _price(beta))
     return Term(ring.add(own) + ring.size * (own - own.detach()), ring.add(count), 1 / _price(beta))
