@@ -55,7 +55,9 @@ class PromptEncoder:
 
     Attributes:
         layout: where everything stands in the prompts.
+        token_embedding: [vocabulary, W], the tower's.
         width: W.
+        device: the tower's.
 
     Raises:
         ValueError: the tower takes no token embeddings, class_chunk_tokens is below 1, or see `prompts.lay_out`.
@@ -74,13 +76,11 @@ class PromptEncoder:
     ) -> None:
         if class_chunk_tokens < 1:
             raise ValueError(f"class_chunk_tokens must be at least 1, got {class_chunk_tokens}")
-        tower, tokenizer = getattr(model, "text_tower", None), getattr(model, "tokenizer", None)
+        tower, tokenizer = getattr(model, "text_tower", None), tokenizer_of(model)
         if not hasattr(tower, "forward_embedded"):
             raise ValueError(
                 f"{type(model).__name__} has no text tower that takes token embeddings: prompts can't be learned for it"
             )
-        if tokenizer is None:
-            raise ValueError(f"this {type(model).__name__} has no tokenizer: set .tokenizer, or load it with wordsight.load")
         self.layout = lay_out(
             tokenizer,
             names,
@@ -94,11 +94,18 @@ class PromptEncoder:
         # a trunk and a head, or the tower itself
         self._trunk: Any = getattr(self._tower, "trunk", self._tower)
         weight = self._trunk.token_embedding.weight
-        self.width, self._device = weight.shape[1], weight.device
+        self.token_embedding, self.width, self.device = weight, weight.shape[1], weight.device
         self._embeddings_UW = weight[self.layout.token_ids.to(weight.device)]
+        self._is_causal = isinstance(self._trunk, TextTransformer)
+        if self._is_causal:
+            self._sizes_C = self.layout.lengths - self.layout.num_shared
+        elif hasattr(self._trunk, "forward_tokens"):  # cuts off behind the longest prompt of a chunk
+            self._sizes_C = self.layout.lengths
+        else:
+            self._sizes_C = torch.full_like(self.layout.lengths, self.layout.rows.shape[1])
         # classes of one length lie together
         self._order_C = self.layout.lengths.argsort(stable=True)
-        self._rank_C = self._order_C.argsort().to(self._device)
+        self._rank_C = self._order_C.argsort().to(self.device)
 
     def __call__(self, context: Tensor) -> Tensor:
         """The features of all classes.
@@ -118,6 +125,11 @@ class PromptEncoder:
         else:
             features_GCD = self._by_length(contexts_GRW).index_select(1, self._rank_C)
         return features_GCD if is_batch else features_GCD[0]
+
+    @property
+    def contexts_at_once(self) -> int:
+        """How many contexts of a batch are computed together, at least 1."""
+        return max(1, self.class_chunk_tokens // int(self._sizes_C.sum()))
 
     def _contexts(self, context: Tensor) -> tuple[Tensor, bool]:
         """[G, R, W] with the R context rows of a table, and whether G is a batch's."""
@@ -154,27 +166,20 @@ class PromptEncoder:
 
     def _through_tower(self, contexts_GRW: Tensor, classes_n: Tensor) -> Tensor:
         """The prompts of some classes, as they are, through the tower: [G, n, D]."""
-        rows_nL = self.layout.rows[classes_n].to(self._device)
-        tokens_NL = self.layout.tokens[classes_n].to(self._device).repeat(len(contexts_GRW), 1)
+        rows_nL = self.layout.rows[classes_n].to(self.device)
+        tokens_NL = self.layout.tokens[classes_n].to(self.device).repeat(len(contexts_GRW), 1)
         x_GKW = self._look_up(contexts_GRW, rows_nL.flatten())
         features_ND = self._tower.forward_embedded(x_GKW.reshape(*tokens_NL.shape, -1), tokens_NL)
         return features_ND.unflatten(0, (len(contexts_GRW), len(classes_n)))
 
     def _by_length(self, contexts_GRW: Tensor) -> Tensor:
         """All prompts, at most `class_chunk_tokens` at once, classes from the shortest to the longest: [G, C, D]."""
-        is_causal = isinstance(self._trunk, TextTransformer)
-        if is_causal:
-            sizes_C = self.layout.lengths - self.layout.num_shared
-        elif hasattr(self._trunk, "forward_tokens"):  # cuts off behind the longest prompt of a chunk
-            sizes_C = self.layout.lengths
-        else:
-            sizes_C = torch.full_like(self.layout.lengths, self.layout.rows.shape[1])
-        chunks = [self._order_C[part] for part in _chunks(sizes_C[self._order_C].tolist(), self.class_chunk_tokens)]
-        parts = contexts_GRW.split(max(1, self.class_chunk_tokens // int(sizes_C.sum())))
+        chunks = [self._order_C[part] for part in _chunks(self._sizes_C[self._order_C].tolist(), self.class_chunk_tokens)]
+        parts = contexts_GRW.split(self.contexts_at_once)
         again = torch.is_grad_enabled() and contexts_GRW.requires_grad and len(chunks) * len(parts) > 1
         rows = []
         for part_GRW in parts:
-            encode: Any = partial(self._packed, self._shared(part_GRW)) if is_causal else self._through_tower
+            encode: Any = partial(self._packed, self._shared(part_GRW)) if self._is_causal else self._through_tower
             if again:
                 encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
             rows.append(torch.cat([encode(part_GRW, chunk_n) for chunk_n in chunks], dim=1))
@@ -183,7 +188,7 @@ class PromptEncoder:
     def _shared(self, contexts_GRW: Tensor) -> list[KeysValues]:
         """Keys and values of the P tokens that all prompts begin with, a layer each."""
         num_shared = self.layout.num_shared
-        x_GPW = self._look_up(contexts_GRW, self.layout.rows[0, :num_shared].to(self._device))
+        x_GPW = self._look_up(contexts_GRW, self.layout.rows[0, :num_shared].to(self.device))
         x_GPW = x_GPW + self._trunk.position_embedding[:num_shared]
         *blocks, last = self._trunk.blocks
         found = []
@@ -199,16 +204,28 @@ class PromptEncoder:
         sizes_n = self.layout.lengths[classes_n] - num_shared
         place_L = torch.arange(self.layout.rows.shape[1])
         is_packed_nL = (place_L >= num_shared) & (place_L < num_shared + sizes_n[:, None])
-        x_GKW = self._look_up(contexts_GRW, self.layout.rows[classes_n][is_packed_nL].to(self._device))
-        x_GKW = x_GKW + trunk.position_embedding[is_packed_nL.nonzero()[:, 1].to(self._device)]
+        x_GKW = self._look_up(contexts_GRW, self.layout.rows[classes_n][is_packed_nL].to(self.device))
+        x_GKW = x_GKW + trunk.position_embedding[is_packed_nL.nonzero()[:, 1].to(self.device)]
         groups = [(len(list(same)), size) for size, same in groupby(sizes_n.tolist())]
         *blocks, last = trunk.blocks
         for block, before in zip(blocks, shared, strict=False):
             x_GKW, _ = _layer(block, x_GKW, groups, before)
-        end_n = (sizes_n.cumsum(0) - 1).to(self._device)
+        end_n = (sizes_n.cumsum(0) - 1).to(self.device)
         x_GnW = _last_layer(last, x_GKW, end_n, groups, shared[-1])
         features_GnD = trunk.norm_final(x_GnW) @ trunk.projection
         return features_GnD if trunk is self._tower else self._tower.head(features_GnD)
+
+
+def tokenizer_of(model: Any) -> Any:
+    """A model's tokenizer.
+
+    Raises:
+        ValueError: it has none.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"this {type(model).__name__} has no tokenizer: set .tokenizer, or load it with wordsight.load")
+    return tokenizer
 
 
 def frozen_twin(module: Any) -> Any:
