@@ -97,3 +97,25 @@ def test_running_statistics_are_the_average_of_the_processes(tmp_path: Path) -> 
     assert not torch.equal(mine, other)
     assert torch.equal(both, both_there)
     assert torch.equal(both, (mine + other) / 2)
+
+
+@pytest.mark.timeout(60)
+def test_a_row_left_over_under_batch_norm_hangs_nobody(tmp_path: Path) -> None:
+    """Shares of 5 rows in fours are one micro-batch, of 7 and 9 two: all come to DDP on the same side of the gathering."""
+    shares, numbers = ([5, 7], [9, 5], [5, 4]), ([1, 2], [2, 1], [1, 1])
+
+    def run() -> list[tuple[float, int]]:
+        world, found = World.from_environment(), []
+        with join(world, torch.device("cpu")):
+            for sizes in shares:
+                torch.manual_seed(0)
+                system = Normed(vectors=True)
+                stepper = Stepper(system, world=world, exchange="gather", micro_batch_size=4)
+                first = sum(sizes[: world.rank])
+                loss = stepper.backward(rows(tiny_batch(sum(sizes)), first, first + sizes[world.rank]), 1, sizes)
+                found.append((loss.total.item(), int(system.tower[1].num_batches_tracked)))
+        return found
+
+    first, second = in_processes(2, run, tmp_path)
+    assert [loss for loss, _ in first] == [loss for loss, _ in second]
+    assert [[a, b] for (_, a), (_, b) in zip(first, second, strict=True)] == [*numbers]
