@@ -13,7 +13,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from math import prod
@@ -126,19 +126,32 @@ def _allowed_globals() -> list[Any]:
     return [argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
 
 
-def _read_pickle(path: Path, *, mmap: bool) -> Weights:
+def load_pickle(path: Path, *, mmap: bool = False, allowed: Sequence[tuple[Any, str]] = ()) -> Any:
+    """What a `torch.save` file holds: tensors, containers and a training program's plain records; nothing of it is run.
+
+    Args:
+        path: the file.
+        mmap: map it into memory; for files since PyTorch 1.6.
+        allowed: further names that the file may use, as (what stands for it, "module.name"); what stands for them must be inert.
+
+    Raises:
+        CheckpointError: it asks for more, or is damaged.
+    """
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_allowed_globals()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*_allowed_globals(), *allowed]):
             warnings.simplefilter("ignore")  # torch warns of its own legacy storages
             # torch.load judges a path by its extension, an open file by its content; only a path can be mapped into memory
             with nullcontext(path) if mmap and path.suffix != ".safetensors" else path.open("rb") as source:
-                content = torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
+                return torch.load(source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path))
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
     except Exception as error:  # a damaged pickle can fail in any way; what it may call is fixed by weights_only
         reason = str(error).split("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path} is a damaged or cut-off PyTorch file ({reason}): fetch or write it again") from error
-    tensors, notes = _find_state_dict(path, content)
+
+
+def _read_pickle(path: Path, *, mmap: bool) -> Weights:
+    tensors, notes = _find_state_dict(path, load_pickle(path, mmap=mmap))
     return Weights(tensors=_strip_wrappers(tensors), layout="pytorch", notes=notes)
 
 
