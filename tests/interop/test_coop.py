@@ -231,7 +231,7 @@ BROKEN[1, 2] = torch.nan
         ({"state_dict": state(token_prefix=torch.tensor(1.0))}, r"token_prefix has shape \[\]"),
         (
             {"state_dict": state(token_suffix=torch.zeros(C + 1, 3, W))},
-            r"token_suffix has shape \[6, 3, 32\].*expected \[5, any, 32\]",
+            r"token_suffix has shape \[6, 3, 32\].*expected \[5, S, 32\]",
         ),
         ({"state_dict": state(ctx=torch.zeros(C + 1, M, W))}, r"token_prefix has shape \[5, 1, 32\].*expected \[6, 1, 32\]"),
     ],
@@ -279,6 +279,7 @@ def test_what_can_t_be_written(tmp_path: Path) -> None:
         (replace(prompts, context=BROKEN), (prefix, suffix), "not finite"),
         (replace(prompts, context=torch.zeros(C - 1, M, W)), (prefix, suffix), "token_prefix has shape"),
         (replace(prompts, epoch=None), (prefix, suffix), "give epoch="),
+        (replace(prompts, meta_net={"linear1.weight": torch.zeros(3, V)}), (prefix, suffix), "it lacks meta_net.linear1.bias"),
     ):
         with pytest.raises(ValueError, match=problem):
             write_prompts(tmp_path / "out", changed, token_prefix=tokens[0], token_suffix=tokens[1])

@@ -28,6 +28,11 @@ from wordsight.interop.safe_read import CheckpointError, load_pickle
 FOLDER = "prompt_learner"
 META_NET = ("linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias")
 _TOKENS = ("token_prefix", "token_suffix")
+_SHAPES = {  # by the letters of the legend; S is L - 1 - M
+    **{f"meta_net.{name}": letters for name, letters in zip(META_NET, ("HV", "H", "WH", "W"), strict=True)},
+    "token_prefix": "C1W",
+    "token_suffix": "CSW",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +113,9 @@ def read_prompts(
     _check_names(path, state)
     if odd := [name for name, value in state.items() if not _is_plain(value)]:
         raise CheckpointError(f"{path}: {', '.join(odd)} is no plain tensor of floating-point numbers, as learned prompts are")
+    _check(str(path), state, width=width, image_width=image_width)
     context = state["ctx"].float()
     meta_net = {name: state[f"meta_net.{name}"].float() for name in META_NET} if "meta_net.linear1.weight" in state else None
-    _check(str(path), context, meta_net, state, width=width, image_width=image_width)
     trained = len(state["token_prefix"]) if "token_prefix" in state else len(context) if context.ndim == 3 else None
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     notes = [f"{path} is stored as {', '.join(dtypes)} and read as float32"] if dtypes != ["float32"] else []
@@ -164,46 +169,26 @@ def _check_names(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _check(
-    where: str,
-    context: Tensor,
-    meta_net: Mapping[str, Tensor] | None,
-    tokens: Mapping[str, Tensor],
-    *,
-    width: int | None = None,
-    image_width: int | None = None,
-) -> None:
-    """Raise where shapes don't fit each other or the model, or values are not finite."""
+def _check(where: str, state: Mapping[str, Tensor], *, width: int | None = None, image_width: int | None = None) -> None:
+    """Raise where shapes don't fit each other or the model, or what was learned is not finite."""
+    context = state["ctx"]
     if context.ndim not in (2, 3) or 0 in context.shape:
         raise CheckpointError(f"{where}: ctx has shape {list(context.shape)}; expected [M, W], or [C, M, W] class-specific")
-    w = context.shape[-1]
-    if width is not None and w != width:
+    sizes = {"1": 1, **dict(zip("WMC", reversed(context.shape), strict=False))}
+    if width is not None and sizes["W"] != width:
         raise CheckpointError(
-            f"{where} is for text towers of width {w}; this model's is {width}. Take the model it was trained with"
+            f"{where} is for text towers of width {sizes['W']}; this model's is {width}. Take the model it was trained with"
         )
-    expected: dict[str, tuple[int | None, ...]] = {}
-    if meta_net is not None:
-        hidden, v = meta_net["linear1.weight"].shape if meta_net["linear1.weight"].ndim == 2 else (None, None)
-        if image_width is not None and v is not None and v != image_width:
-            raise CheckpointError(f"{where} is for image embeddings of width {v}; this model's are {image_width} wide")
-        shapes: tuple[tuple[int | None, ...], ...] = ((hidden, image_width if v is None else v), (hidden,), (w, hidden), (w,))
-        expected = dict(zip((f"meta_net.{name}" for name in META_NET), shapes, strict=True))
-    num_classes = context.shape[0] if context.ndim == 3 else None
-    if "token_prefix" in tokens and tokens["token_prefix"].ndim == 3:
-        num_classes = num_classes or tokens["token_prefix"].shape[0]
-    expected |= {"token_prefix": (num_classes, 1, w), "token_suffix": (num_classes, None, w)}
-    there = {f"meta_net.{name}": value for name, value in (meta_net or {}).items()} | {
-        n: tokens[n] for n in _TOKENS if n in tokens
-    }
-    for name, value in there.items():
-        wanted = expected[name]
-        if value.ndim != len(wanted) or any(n is not None and n != m for n, m in zip(wanted, value.shape, strict=True)):
-            told = ", ".join("any" if n is None else str(n) for n in wanted)
-            raise CheckpointError(
-                f"{where}: {name} has shape {list(value.shape)}; beside ctx {list(context.shape)}, expected [{told}]"
-            )
-    learned = {"ctx": context} | {n: v for n, v in there.items() if n not in _TOKENS}
-    if broken := [name for name, value in learned.items() if not value.isfinite().all()]:
+    for name, letters in _SHAPES.items():
+        if name not in state:
+            continue
+        shape = state[name].shape
+        if len(shape) != len(letters) or any(sizes.setdefault(k, n) != n for k, n in zip(letters, shape, strict=True)):
+            wanted = ", ".join(str(sizes.get(k, k)) for k in letters)
+            raise CheckpointError(f"{where}: {name} has shape {list(shape)}; beside the others, expected [{wanted}]")
+    if image_width is not None and sizes.get("V", image_width) != image_width:
+        raise CheckpointError(f"{where} is for image embeddings of width {sizes['V']}; this model's are {image_width} wide")
+    if broken := [name for name, value in state.items() if name not in _TOKENS and not value.isfinite().all()]:
         raise CheckpointError(f"{where}: {', '.join(broken)} holds values that are not finite; the training went wrong")
 
 
@@ -240,9 +225,10 @@ def write_prompts(
         raise ValueError(f"the file is named by the number of epochs trained; got {done}, give epoch=")
     tokens = {"token_prefix": token_prefix, "token_suffix": token_suffix}
     path = Path(folder) / FOLDER / f"model.pth.tar-{done}"
-    _check(str(path), prompts.context, prompts.meta_net, tokens)
-    learned = {"ctx": prompts.context} | tokens | {f"meta_net.{name}": v for name, v in (prompts.meta_net or {}).items()}
-    state = OrderedDict((name, value.detach().float().cpu().clone()) for name, value in learned.items())
+    learned = {"ctx": prompts.context} | {f"meta_net.{name}": value for name, value in (prompts.meta_net or {}).items()}
+    state = OrderedDict((name, value.detach().float().cpu().clone()) for name, value in (learned | tokens).items())
+    _check_names(path, state)
+    _check(str(path), state)
     content = {"state_dict": state, "epoch": done, "optimizer": None, "scheduler": None, "val_result": val_result}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".new")
