@@ -19,7 +19,6 @@ from wordsight.adapt.prompt_training import (
     Precision,
     check_settings,
     class_logits,
-    default_epochs,
     first_context,
     make_encoder,
     train,
@@ -194,9 +193,7 @@ class CoOp(AdaptedClassifier):
             view_BD = features_VND[epoch % len(features_VND), rows_B.to(encoder.device)]
             return cross_entropy(class_logits(view_BD, text_CD, scale), targets_N[rows_B.to(encoder.device)])
 
-        epochs = default_epochs(targets_N) if self.epochs is None else self.epochs
-        curve = train(self, [context], loss, len(targets_N), epochs, generator)
-        self._take(context, curve)
+        self._take(context, train(self, [context], loss, targets_N, generator))
 
     def _take(self, context: Tensor, loss_curve: list[float]) -> None:
         """Become fitted with a context: the class vectors are computed here, once."""

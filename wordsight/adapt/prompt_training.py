@@ -37,7 +37,7 @@ def make_encoder(learner: Any, names: Sequence[str]) -> PromptEncoder:
         learner.model,
         names,
         num_tokens,
-        learner.position,
+        getattr(learner, "position", "end"),
         getattr(learner, "class_specific", False),
         published_tokens=learner.published_tokens,
         class_chunk_tokens=learner.class_chunk_tokens,
@@ -89,8 +89,7 @@ def train(
     learner: Any,
     parameters: Sequence[Tensor],
     loss: Callable[[int, Tensor], Tensor],
-    num_rows: int,
-    epochs: int,
+    targets_N: Tensor,
     generator: torch.Generator,
 ) -> list[float]:
     """Train to the end; the last step's parameters are what is kept.
@@ -99,8 +98,7 @@ def train(
         learner: an estimator with the settings of SGD.
         parameters: what learns, in place.
         loss: (epoch, rows [B]) -> the mean loss of these pictures.
-        num_rows: N.
-        epochs: E.
+        targets_N: int64 [N]; how many shots there are says how many epochs, where the settings do not.
         generator: draws the order of the pictures.
 
     Returns:
@@ -113,6 +111,7 @@ def train(
     optimizer = torch.optim.SGD(
         parameters, lr=learner.learning_rate, momentum=learner.momentum, weight_decay=learner.weight_decay
     )
+    epochs, num_rows = learner.epochs or default_epochs(targets_N), len(targets_N)
     batch_size = min(learner.batch_size, num_rows)
     num_batches = num_rows // batch_size
     curve = []
