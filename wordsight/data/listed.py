@@ -26,6 +26,18 @@ _PICTURES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 Row = tuple[str, str]  # a picture's path under the root, its class
 
 
+class MissingPicturesError(FileNotFoundError):
+    """Listed pictures that are not there; the message shows the first ones.
+
+    Attributes:
+        missing: the paths of all of them, as they are listed.
+    """
+
+    def __init__(self, message: str, missing: Sequence[str]) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+
+
 class ListedSource:
     """Pictures by their paths under a folder, in the order given.
 
@@ -76,7 +88,7 @@ def require_pictures(root: Path, splits: Splits, how: str) -> Splits:
     """The splits, once every picture they list is known to be there; each folder is listed once.
 
     Raises:
-        FileNotFoundError: pictures that are not there, with their number, the first ones, and `how` to mend it.
+        MissingPicturesError: pictures that are not there, with their number, the first ones, and `how` to mend it.
     """
     keys = [key for part in splits.parts().values() for key in part.keys]
     there: dict[str, set[str]] = {}
@@ -90,7 +102,8 @@ def require_pictures(root: Path, splits: Splits, how: str) -> Splits:
             missing.append(key)
     if missing:
         first = "".join(f"\n  {root / key}" for key in missing[:NAMED])
-        raise FileNotFoundError(f"{len(missing)} of the {len(keys)} pictures of {splits.name} are missing:{first}\n{how}")
+        told = f"{len(missing)} of the {len(keys)} pictures of {splits.name} are missing:{first}\n{how}"
+        raise MissingPicturesError(told, missing)
     return splits
 
 

@@ -285,7 +285,8 @@ def _macro(
         value = float(values[i])
         bounds, intervals[name] = _unbiased(value, drawn_R3[:, i]), BOOTSTRAP
         if bounds is None:
-            bounds, intervals[name] = wilson_interval(value * effective, effective), WILSON_KISH
+            low, high = wilson_interval(value * effective, effective)
+            bounds, intervals[name] = (min(low, value), max(high, value)), WILSON_KISH  # rounding must not put it outside
         metrics[name] = Metric(value, count, bounds, "fraction", float(chances[i]))
         if there_C.sum() > 1:
             over_classes[name] = _bootstrap_classes(each_3C[i][there_C])
