@@ -18,8 +18,7 @@ from PIL import Image
 
 import wordsight
 from wordsight.adapt import parts, token_cache
-from wordsight.adapt.token_cache import TokenCache, token_identity, tower_tokens
-from wordsight.adapt.token_cache import token_cache as cache_of
+from wordsight.adapt.token_cache import TokenCache, cache_tokens, token_identity, tower_tokens
 
 TOWERS = ["clip-tiny", "clip-tiny-resnet", "align-tiny", "lit-tiny", "siglip-tiny", "clip-quickstart"]
 
@@ -61,7 +60,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("name", TOWERS)
 def test_kept_tokens_are_the_towers(name: str, pictures: list[Image.Image], tmp_path: Path) -> None:
     model = create(name).train()
-    kept = cache_of(model, pictures, tmp_path, num_views=2, kind="float32", batch_size=3)
+    kept = cache_tokens(model, pictures, tmp_path, num_views=2, kind="float32", batch_size=3)
     through = tower_tokens(model, pictures, num_views=2, batch_size=7)
     assert kept.max_error == kept.rms_error == 0.0
     assert (kept.num_tokens, kept.width, kept.class_token) == (through.num_tokens, through.width, through.class_token)
@@ -89,7 +88,7 @@ def test_class_token_is_known() -> None:
 
 @pytest.mark.usefixtures("silent")
 def test_rows_views_and_parts(pictures: list[Image.Image], tmp_path: Path) -> None:
-    kept = cache_of(create(), pictures, tmp_path, num_views=3, kind="float32")
+    kept = cache_tokens(create(), pictures, tmp_path, num_views=3, kind="float32")
     whole = every(kept)
     assert len(files(tmp_path)) == 4 * 3
     assert not torch.equal(whole[1], whole[2])
@@ -99,7 +98,7 @@ def test_rows_views_and_parts(pictures: list[Image.Image], tmp_path: Path) -> No
     assert len(some) == 1
     assert torch.equal(some.batch([0]), whole[0, [3]])
     # a picture's view does not hang on what it stands beside
-    alone = cache_of(create(), [pictures[3]], tmp_path / "alone", num_views=3, kind="float32")
+    alone = cache_tokens(create(), [pictures[3]], tmp_path / "alone", num_views=3, kind="float32")
     torch.testing.assert_close(every(alone)[:, 0], whole[:, 3], rtol=1e-6, atol=1e-6)
     with pytest.raises(ValueError, match=r"views must be 0 to 2, got 1 to 3"):
         kept.batch([0, 1], [1, 3])
@@ -108,8 +107,8 @@ def test_rows_views_and_parts(pictures: list[Image.Image], tmp_path: Path) -> No
 @pytest.mark.parametrize(("kind", "bound"), [("float16", 2**-11), ("int8", 0.02)])
 def test_stated_error_is_the_error(kind: token_cache.Kind, bound: float, pictures: list[Image.Image], tmp_path: Path) -> None:
     model = create()
-    exact = every(cache_of(model, pictures[:4], tmp_path / "exact", kind="float32"))
-    kept = cache_of(model, pictures[:4], tmp_path, kind=kind)
+    exact = every(cache_tokens(model, pictures[:4], tmp_path / "exact", kind="float32"))
+    kept = cache_tokens(model, pictures[:4], tmp_path, kind=kind)
     difference = every(kept) - exact
     assert 0 < kept.rms_error < bound
     assert kept.max_error == pytest.approx(float(difference.abs().max()), rel=1e-5)
@@ -129,9 +128,9 @@ def test_numbers_beyond_float16_are_an_error(pictures: list[Image.Image], tmp_pa
     with torch.no_grad():
         model.image_tower.blocks[-1].mlp.fc2.bias.fill_(1e6)
     with pytest.raises(ValueError, match=r"a token has a 1e\+06, and float16 ends at 6.55e\+04: use kind='float32' or 'int8'"):
-        cache_of(model, pictures, tmp_path)
+        cache_tokens(model, pictures, tmp_path)
     assert not list(tmp_path.iterdir())
-    assert cache_of(model, pictures, tmp_path, kind="int8").rms_error < 0.01
+    assert cache_tokens(model, pictures, tmp_path, kind="int8").rms_error < 0.01
 
 
 def count_calls(model: torch.nn.Module) -> list[int]:
@@ -145,31 +144,31 @@ def count_calls(model: torch.nn.Module) -> list[int]:
 @pytest.mark.parametrize("damage", ["a bit", "cut", "empty", "another part"])
 def test_damaged_part_is_said_and_made_anew(damage: str, pictures: list[Image.Image], tmp_path: Path) -> None:
     model = create()
-    before = every(cache_of(model, pictures, tmp_path))
+    before = every(cache_tokens(model, pictures, tmp_path))
     path = files(tmp_path)[0]
     content = path.read_bytes()
     if damage == "a bit":
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     elif damage == "another part":  # whole in itself, but of another kind and length
-        cache_of(model, pictures[:1], tmp_path / "other", kind="int8")
+        cache_tokens(model, pictures[:1], tmp_path / "other", kind="int8")
         path.write_bytes(files(tmp_path / "other")[0].read_bytes())
     else:
         path.write_bytes(content[:-100] if damage == "cut" else b"")
     seen = count_calls(model)
     with pytest.warns(UserWarning, match=rf"{path.name} is damaged"):
-        after = every(cache_of(model, pictures, tmp_path))
+        after = every(cache_tokens(model, pictures, tmp_path))
     assert torch.equal(after, before)
     assert sum(seen) in (2, 4)  # the pictures of that part alone
 
 
 def test_cache_of_another_model_is_not_used_and_said(pictures: list[Image.Image], tmp_path: Path) -> None:
-    kept = cache_of(create(), pictures, tmp_path, kind="float32")
+    kept = cache_tokens(create(), pictures, tmp_path, kind="float32")
     model = create()
     with torch.no_grad():
         model.image_tower.position_embedding[3, 5] += 0.25
     assert token_identity(model) != kept.identity
     with pytest.warns(UserWarning, match=r"holds 3 parts of another model or of other preprocessing: they were not used"):
-        again = cache_of(model, pictures, tmp_path, kind="float32")
+        again = cache_tokens(model, pictures, tmp_path, kind="float32")
     torch.testing.assert_close(every(again), every(tower_tokens(model, pictures)), rtol=1e-6, atol=1e-6)
     assert not torch.equal(every(again), every(kept))
 
@@ -200,7 +199,7 @@ def _fill(folder: Path, pictures: list[Image.Image], delay_s: float) -> None:
     model = create()
     forward = model.image_tower.forward_tokens
     model.image_tower.forward_tokens = lambda pixels: (time.sleep(delay_s), forward(pixels))[1]
-    cache_of(model, pictures, folder, num_views=1)
+    cache_tokens(model, pictures, folder, num_views=1)
 
 
 def test_goes_on_after_sigkill(pictures: list[Image.Image], tmp_path: Path) -> None:
@@ -220,11 +219,11 @@ def test_goes_on_after_sigkill(pictures: list[Image.Image], tmp_path: Path) -> N
 
     model = create()
     seen = count_calls(model)
-    after = cache_of(model, pictures, tmp_path, num_views=1)
+    after = cache_tokens(model, pictures, tmp_path, num_views=1)
     assert {path: path.stat().st_mtime_ns for path in left} == before
     assert 0 < sum(seen) < 20
     assert not half.exists()
-    assert torch.equal(every(after), every(cache_of(create(), pictures, tmp_path / "whole", num_views=1)))
+    assert torch.equal(every(after), every(cache_tokens(create(), pictures, tmp_path / "whole", num_views=1)))
 
 
 def test_two_processes_at_once(pictures: list[Image.Image], tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_two_processes_at_once(pictures: list[Image.Image], tmp_path: Path) -> N
     assert not list(tmp_path.glob(".*"))
     model = create()
     seen = count_calls(model)
-    cache_of(model, pictures, tmp_path, num_views=1)
+    cache_tokens(model, pictures, tmp_path, num_views=1)
     assert seen == []
 
 
@@ -254,19 +253,19 @@ def test_full_disk_keeps_what_is_whole(pictures: list[Image.Image], tmp_path: Pa
     with monkeypatch.context() as patch:
         patch.setattr(parts.os, "fsync", fsync)
         with pytest.raises(OSError, match=r"no room in .* the 2 parts there are whole and stay; make room") as caught:
-            cache_of(create(), pictures, tmp_path)
+            cache_tokens(create(), pictures, tmp_path)
     assert caught.value.errno == errno.ENOSPC
     assert len(list(tmp_path.iterdir())) == 2
     model = create()
     seen = count_calls(model)
-    assert isinstance(cache_of(model, pictures, tmp_path), TokenCache)
+    assert isinstance(cache_tokens(model, pictures, tmp_path), TokenCache)
     assert sum(seen) == 2
 
 
 def test_more_parts_than_open_files(pictures: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_cache, "PART", 1)
     before = len(os.listdir("/proc/self/fd"))
-    kept = cache_of(create(), pictures, tmp_path)
+    kept = cache_tokens(create(), pictures, tmp_path)
     assert len(files(tmp_path)) == 10
     assert len(os.listdir("/proc/self/fd")) <= before
     assert kept.batch([9]).shape == (1, 17, 32)
@@ -275,13 +274,13 @@ def test_more_parts_than_open_files(pictures: list[Image.Image], tmp_path: Path,
 def test_bad_input(pictures: list[Image.Image], tmp_path: Path) -> None:
     model = create()
     with pytest.raises(ValueError, match=r"kind must be one of float16, int8, float32, got 'bfloat16'"):
-        cache_of(model, pictures, tmp_path, kind="bfloat16")  # type: ignore[arg-type]
+        cache_tokens(model, pictures, tmp_path, kind="bfloat16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no pictures"):
-        cache_of(model, [], tmp_path)
+        cache_tokens(model, [], tmp_path)
     with pytest.raises(ValueError, match="num_views must be at least 0, got -1"):
-        cache_of(model, pictures, tmp_path, num_views=-1)
+        cache_tokens(model, pictures, tmp_path, num_views=-1)
     (tmp_path / "no.png").write_bytes(b"no picture")
     with pytest.raises(OSError, match=r"no\.png"):
-        cache_of(model, [tmp_path / "no.png"], tmp_path / "folder")
+        cache_tokens(model, [tmp_path / "no.png"], tmp_path / "folder")
     with pytest.raises(ValueError, match="Llip's image tower does not give its tokens"):
-        cache_of(create("llip-tiny"), pictures, tmp_path)
+        cache_tokens(create("llip-tiny"), pictures, tmp_path)

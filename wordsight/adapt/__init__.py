@@ -17,11 +17,14 @@ METHODS = {
     "lp_plus_plus": ("wordsight.adapt.lp_plus_plus", "LPPlusPlus"),
     "clap": ("wordsight.adapt.clap", "CLAP"),
     "cross_modal_probe": ("wordsight.adapt.cross_modal", "CrossModalProbe"),
+    "decoder": ("wordsight.adapt.decoder", "Decoder"),
 }
 _HOME = {name: module for module, name in METHODS.values()} | {
     "ImageFeatures": "wordsight.adapt.features",
     "image_features": "wordsight.adapt.features",
     "load_classifier": "wordsight.adapt.estimator",
+    "TokenCache": "wordsight.adapt.token_cache",
+    "cache_tokens": "wordsight.adapt.token_cache",
 }
 __all__ = sorted(_HOME)
 

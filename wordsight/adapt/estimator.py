@@ -251,7 +251,7 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
             from wordsight.bundle import save
 
             save(self.model, folder / MODEL)
-        values = {name: getattr(self, name) for name in self.saved}
+        values = self._fitted_values()
         tensors = {name: value.detach().cpu().contiguous() for name, value in values.items() if isinstance(value, Tensor)}
         names = self.classes_.tolist()
         settings = {name: value for name, value in self.get_params(deep=False).items() if name not in ("model", "classes")}
@@ -268,8 +268,12 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
         temporary = folder / f".{TENSORS}.tmp"
         temporary.write_bytes(to_bytes(tensors))
         os.replace(temporary, folder / TENSORS)
-        write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False, default=os.fspath) + "\n")
         return folder
+
+    def _fitted_values(self) -> dict[str, Any]:
+        """What `save` writes and `_restore` takes: tensors by name, and what JSON can say."""
+        return {name: getattr(self, name) for name in self.saved}
 
     def _restore(self, values: dict[str, Any]) -> None:
         """Take the fitted attributes that `save` wrote."""

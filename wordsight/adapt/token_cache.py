@@ -6,8 +6,8 @@ than memory holds. What names, guards and resumes the files is `wordsight.adapt.
 
 A file is a checksum (16 bytes), the length of its header (4), the header (JSON, padded so that numbers begin at a multiple of
 64), the tokens [n, T, W] in float16, float32 or int8, and for int8 a float32 [n, T, 1] that a token's numbers are multiplied by
-when they are read. The header says what was lost: `max_error`, the largest difference, and `rms_error`, the differences' root mean square over
-that of the tokens.
+when they are read. The header says what was lost: `max_error`, the largest difference, and `rms_error`, the differences' root
+mean square over that of the tokens.
 
 Shape legend: N pictures, n pictures of a part, B rows asked for, V random views, T tokens, W width, S image side in pixels.
 """
@@ -167,7 +167,7 @@ class TowerTokens(Tokens):
         return torch.cat(out)  # outside: what comes out of inference mode can't be learned from
 
 
-def token_cache(
+def cache_tokens(
     model: Any,
     pictures: Sequence[Any],
     folder: str | os.PathLike[str],
@@ -246,7 +246,7 @@ def token_cache(
 def tower_tokens(
     model: Any, pictures: Sequence[Any], *, num_views: int = 0, seed: int = 0, batch_size: int = 64, identify: bool = True
 ) -> TowerTokens:
-    """The same tokens, of the same views, through the tower each time: arguments as in `token_cache`.
+    """The same tokens, of the same views, through the tower each time: arguments as in `cache_tokens`.
 
     Args:
         identify: whether `identity` is computed, which reads all weights.
