@@ -11,7 +11,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from wordsight.evaluate import long_tail
-from wordsight.evaluate.long_tail import BOOTSTRAP, MACRO, WILSON, WILSON_KISH, expected_calibration_error, judge
+from wordsight.evaluate.calibration import BOOTSTRAP, WILSON, expected_calibration_error
+from wordsight.evaluate.long_tail import MACRO, WILSON_KISH, judge
 from wordsight.evaluate.metrics import wilson_interval
 
 

@@ -67,5 +67,10 @@ class ZeroShot(AdaptedClassifier):
         self.scale_ = self._scale()
         return self
 
+    def with_classes(self, classes: Sequence[str]) -> Self:
+        """The same for other class names: a new classifier, fitted."""
+        made = type(self)(**{**self.get_params(deep=False), "classes": list(classes)})
+        return made.fit()
+
     def _logits(self, features_ND: Tensor) -> Tensor:
         return self.scale_ * features_ND @ self.class_vectors_.T

@@ -74,18 +74,17 @@ def command(
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        _print_table(rows)
+        print_answers(rows)
         if model.logit_bias is not None:
             click.echo("Each label has its own probability (a sigmoid, not a softmax): a picture's need not sum to 100%.")
 
 
-def read_labels(labels: str) -> list[str]:
+def read_labels(labels: str, hint: str = "'--labels'") -> list[str]:
     """The labels in a text file (one a line, `#` starts a comment) or between commas.
 
     Raises:
         click.BadParameter: none, one twice, or a file that is not there.
     """
-    hint = "'--labels'"
     if Path(labels).is_file():
         try:
             lines = Path(labels).read_text(encoding="utf-8").splitlines()
@@ -130,7 +129,8 @@ def rank(
     return rows
 
 
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+def print_answers(rows: Sequence[dict[str, Any]]) -> None:
+    """A table of pictures with their labels and probabilities."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -18,6 +18,7 @@ import torch
 
 from wordsight.data.decode import decode
 from wordsight.evaluate.results import read_json, write_atomically
+from wordsight.types import Sample
 
 if TYPE_CHECKING:
     from wordsight.evaluate.results import Judgement
@@ -52,9 +53,9 @@ def write_examples(run_dir: str | Path, judgement: Judgement, data: str, split: 
         "bad_count": len(bad),
         "bad": [{"key": one.key, "reason": one.reason} for one in bad[:NAMED_BAD]],
         "words": _pictures_for_words(judgement, thumbnails),
-        "pictures": _words_for_pictures(judgement, thumbnails, _even(judgement.rows, 6)),
-        "hits": _words_for_pictures(judgement, thumbnails, _even(judgement.rows[judgement.hits], 12), answers=1),
-        "misses": _words_for_pictures(judgement, thumbnails, _even(judgement.rows[~judgement.hits], 12), answers=1),
+        "pictures": _words_for_pictures(judgement, thumbnails, even(judgement.rows, 6)),
+        "hits": _words_for_pictures(judgement, thumbnails, even(judgement.rows[judgement.hits], 12), answers=1),
+        "misses": _words_for_pictures(judgement, thumbnails, even(judgement.rows[~judgement.hits], 12), answers=1),
         "num_hits": int(judgement.hits.sum()),
         "num_misses": int((~judgement.hits).sum()),
         "confusions": judgement.confusions,
@@ -79,19 +80,24 @@ class _Thumbnails:
 
     def __call__(self, row: int) -> dict[str, Any]:
         if row not in self._done:
-            sample = self._embedded.source[self._embedded.positions[row]]
-            image = decode(sample.image, key=sample.key)
-            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=82, method=4)
-            name = f"{hashlib.sha256(buffer.getvalue()).hexdigest()[:16]}.webp"
+            content = thumbnail(self._embedded.source[self._embedded.positions[row]])
+            name = f"{hashlib.sha256(content).hexdigest()[:16]}.webp"
             self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / name).write_bytes(buffer.getvalue())
+            (self._folder / name).write_bytes(content)
             self._done[row] = name
         return {"file": self._done[row], "key": self._embedded.keys[row]}
 
 
-def _even(items: np.ndarray, count: int) -> np.ndarray:
+def thumbnail(sample: Sample) -> bytes:
+    """A sample's picture, small, as WebP."""
+    image = decode(sample.image, key=sample.key)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=82, method=4)
+    return buffer.getvalue()
+
+
+def even(items: np.ndarray, count: int) -> np.ndarray:
     """At most `count` items at even distances, the first one among them."""
     if len(items) <= count:
         return items
@@ -105,7 +111,7 @@ def _right_texts(judgement: Judgement, row: int) -> list[str]:
 
 def _pictures_for_words(judgement: Judgement, thumbnails: _Thumbnails, words: int = 6, pictures: int = 8) -> list[dict[str, Any]]:
     """For some texts that have a right picture, the nearest pictures of all."""
-    chosen = _even(np.flatnonzero(np.isin(judgement.text_groups, judgement.row_groups)), words)
+    chosen = even(np.flatnonzero(np.isin(judgement.text_groups, judgement.row_groups)), words)
     group_of = dict(zip(judgement.rows.tolist(), judgement.row_groups.tolist(), strict=True))
     scores_MN = judgement.scores(judgement.embedded.images_ND, judgement.texts_MD[torch.from_numpy(chosen)]).T
     best = scores_MN.topk(min(pictures, len(judgement.embedded)), dim=1)

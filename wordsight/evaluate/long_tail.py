@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from wordsight.evaluate.calibration import BOOTSTRAP, WILSON, calibration_error, unbiased
 from wordsight.evaluate.metrics import (
     BOOTSTRAP_SEED,
     _chunks,
@@ -34,9 +35,7 @@ from wordsight.types import Metric
 GROUPS = ("many", "medium", "few")
 UNSEEN = "unseen"  # classes that training lacks: among the few, and shown alone
 MACRO = ("macro_precision", "macro_recall", "macro_f1")
-WILSON = "over images: Wilson"
 WILSON_KISH = "over images: Wilson, Kish's effective number"
-BOOTSTRAP = "over images: bootstrap less its bias"
 NAMED = 10  # classes that a note lists
 
 
@@ -143,18 +142,6 @@ def judge(
         groups={name: given.names(members) for name, members in given.groups.items()},
         notes=_notes(given, many_above, few_below),
     )
-
-
-def expected_calibration_error(correct: np.ndarray, confidences: np.ndarray, num_bins: int = 15) -> float:
-    """sum_m n_m / N |share right - mean confidence| over M bins (0, 1/M], (1/M, 2/M], ...: Guo 2017, equation 3.
-
-    Args:
-        correct: [N] bool.
-        confidences: [N], from 0 to 1.
-        num_bins: M.
-    """
-    gaps_M = np.bincount(_bins(confidences, num_bins), weights=correct - confidences, minlength=num_bins)
-    return float(np.abs(gaps_M).sum() / len(correct))
 
 
 # What is given
@@ -283,7 +270,7 @@ def _macro(
     chances = (guess, guess * np.mean(given.true > 0), np.mean(2 * share_C * guess / (share_C + guess)))
     for i, name in enumerate(MACRO):
         value = float(values[i])
-        bounds, intervals[name] = _unbiased(value, drawn_R3[:, i]), BOOTSTRAP
+        bounds, intervals[name] = unbiased(value, drawn_R3[:, i]), BOOTSTRAP
         if bounds is None:
             low, high = wilson_interval(value * effective, effective)
             bounds, intervals[name] = (min(low, value), max(high, value)), WILSON_KISH  # rounding must not put it outside
@@ -335,43 +322,8 @@ def _calibration(
     if not rows_N.any():
         return
     assert given.confidences is not None
-    correct, confidences = given.correct[rows_N], given.confidences[rows_N]
-    value, name = expected_calibration_error(correct, confidences, num_bins), f"ece{suffix}"
-    bounds, how = _unbiased(value, _resample_calibration(correct, confidences, num_bins)), BOOTSTRAP
-    if bounds is None or correct.all() or not correct.any():
-        # resamples say nothing of the answers that were not seen; the error is off by no more than the share of right ones is
-        low, high = wilson_interval(int(correct.sum()), len(correct))
-        bounds, how = (max(0.0, value - (high - low)), min(1.0, value + (high - low))), WILSON
-    metrics[name], intervals[name] = Metric(value, len(correct), bounds, "fraction"), how
-
-
-def _bins(confidences: np.ndarray, num_bins: int) -> np.ndarray:
-    return np.searchsorted(np.linspace(0, 1, num_bins + 1)[1:-1], confidences)
-
-
-def _resample_calibration(correct: np.ndarray, confidences: np.ndarray, num_bins: int) -> np.ndarray:
-    """[R], the calibration error of images drawn anew."""
-    bins, gaps, count = _bins(confidences, num_bins), correct - confidences, len(correct)
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    found = []
-    for size in _chunks(count):
-        drawn = generator.integers(0, count, (size, count))
-        places = bins[drawn] + num_bins * np.arange(size)[:, None]
-        sums = np.bincount(places.ravel(), weights=gaps[drawn].ravel(), minlength=num_bins * size)
-        found.append(np.abs(sums.reshape(size, num_bins)).sum(1) / count)
-    return np.concatenate(found)
-
-
-def _unbiased(value: float, drawn_R: np.ndarray) -> tuple[float, float] | None:
-    """The resamples' percentiles, shifted so that their mean is the value; within 0 and 1, the value within it.
-
-    None where the percentiles are equal, as where all answers are right: such resamples say nothing of what was not seen.
-    """
-    low, high = np.percentile(drawn_R, [2.5, 97.5])
-    if high - low < 1e-12:
-        return None
-    bias = drawn_R.mean() - value
-    return float(np.clip(low - bias, 0.0, value)), float(np.clip(high - bias, value, 1.0))
+    name = f"ece{suffix}"
+    metrics[name], intervals[name] = calibration_error(given.correct[rows_N], given.confidences[rows_N], num_bins)
 
 
 def _bootstrap_classes(values_C: np.ndarray) -> tuple[float, float]:

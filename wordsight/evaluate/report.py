@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean per class",
+    "ece": "calibration error (ECE)",
     "image_to_text_median_rank": "picture → text, median rank",
     "text_to_image_median_rank": "text → picture, median rank",
 }
@@ -52,29 +53,36 @@ def write_report(run_dir: str | Path) -> Path:
 
 def render_report(folder: Path) -> str:
     """The HTML text of a run folder's report."""
-    import jinja2
-
     records = [check_record(record) for record in read_json(folder / "results.json", [])]
     lines = _json_lines(folder / "metrics.jsonl")
     sections = read_json(folder / "gallery.json", {}).get("sections", [])
     environment = read_json(folder / "environment.json", {}).get("starts", [])
     recipe = read_json(folder / "recipe.json", {})
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"percent": percent, "figure": figure, "thousands": lambda number: f"{number:,}"}
-    source = (files("wordsight.evaluate") / "assets" / "report.html.j2").read_text(encoding="utf-8")
-    return page.from_string(source).render(
+    return fill_page(
+        "wordsight.evaluate",
         title=folder.resolve().name,
         headlines=_headlines(records),
         groups=_groups(records),
         comparisons=_comparisons(records),
         charts=_charts(lines, _json_lines(folder / "speed.jsonl")),
         galleries=_inline(folder, sections),
-        machine=_machine(environment),
+        machine=machine_rows(environment),
         commands=_commands(environment, recipe, sections),
         recipe_text=json.dumps(recipe.get("resolved", recipe), indent=2, ensure_ascii=False) if recipe else "",
         model=_model_name(recipe),
         num_starts=len(environment),
     )
+
+
+def fill_page(package: str, **values: Any) -> str:
+    """A package's `assets/report.html.j2` with values in it, all escaped, and the style that reports share."""
+    import jinja2
+
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters |= {"percent": percent, "figure": figure, "thousands": lambda number: f"{number:,}"}
+    source = (files(package) / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    style = (files("wordsight.evaluate") / "assets" / "report.css").read_text(encoding="utf-8")
+    return page.from_string(source).render(style=style, **values)
 
 
 # Numbers
@@ -239,8 +247,8 @@ def _charts(lines: list[dict[str, Any]], speed: list[dict[str, Any]]) -> list[di
 # Pictures
 
 
-def _inline(folder: Path, sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The gallery with its thumbnails as data addresses; a missing one is None and its name is shown instead."""
+def addresses(folder: Path) -> Callable[[Any], str | None]:
+    """A function from a thumbnail's name to its data address; None for what is missing, or would make the page too large."""
     seen: dict[str, str | None] = {}
     total = 0
 
@@ -257,6 +265,13 @@ def _inline(folder: Path, sections: list[dict[str, Any]]) -> list[dict[str, Any]
             seen[name] = f"data:image/webp;base64,{base64.b64encode(content).decode()}" if small else None
         return seen[name]
 
+    return address
+
+
+def _inline(folder: Path, sections: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The gallery with its thumbnails as data addresses; a missing one is None and its name is shown instead."""
+    address = addresses(folder)
+
     def picture(one: dict[str, Any]) -> dict[str, Any]:
         return one | {"src": address(one.get("file"))}
 
@@ -272,7 +287,7 @@ def _inline(folder: Path, sections: list[dict[str, Any]]) -> list[dict[str, Any]
 # How it was made
 
 
-def _machine(starts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+def machine_rows(starts: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     """Machine, versions and git state of the last start, as pairs to list."""
     if not starts:
         return []

@@ -1,0 +1,171 @@
+"""`wordsight adapt`: a classifier from a few labelled pictures, into a run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wordsight.cli.classify import read_labels
+from wordsight.cli.loading import DEVICES, QUICKSTART, load_model
+
+if TYPE_CHECKING:
+    from wordsight.adapt.run import Request
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  wordsight adapt --model ViT-B-32.pt --data photos/ --method coop --shots 16 --run runs/photos
+  wordsight adapt --model ViT-B-32.pt --data split.json --method auto --budget 300 --run runs/auto
+""",
+)
+@click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="All that wordsight.load takes.")
+@click.option("--data", required=True, metavar="DATA", help="Class folders, table, split file, published name or sample:SPLIT.")
+@click.option("--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
+@click.option("--method", default="auto", show_default=True, metavar="NAME", help="zero_shot, coop, linear_probe, ..., or auto.")
+@click.option("--shots", default="16", show_default=True, metavar="K|all", help="Pictures a class to learn from; 0 is zero-shot.")
+@click.option("--allow-fewer", is_flag=True, help="Take what there is of classes with fewer pictures.")
+@click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Each draws its own shots and learns anew.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method; with auto METHOD.KEY=VALUE.")
+@click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
+@click.option("--test", "tests", multiple=True, metavar="DATA", help="What to judge by, instead of the data's own test split.")
+@click.option("--val", metavar="DATA", help="What to choose settings by, instead of the data's own.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of published data sets, or of a table's pictures.")
+@click.option("--protocol", default="few_shot", show_default=True, metavar="NAME", help="Or base_to_new, cross_dataset, domain.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Of auto, for all seeds together.  [default: 600]")
+@click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the file does not say it.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(
+    path: str,
+    data: str,
+    run_dir: Path,
+    method: str,
+    shots: str,
+    allow_fewer: bool,
+    seeds: str,
+    settings: tuple[str, ...],
+    classes: str | None,
+    tests: tuple[str, ...],
+    val: str | None,
+    root: Path | None,
+    protocol: str,
+    budget: float | None,
+    architecture: str | None,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Learn a classifier from a few labelled pictures on a frozen model, judge it, keep it.
+
+    Settings are chosen on validation pictures, never on test. A run that was stopped goes on with the same command.
+    """
+    names = None if classes is None else read_labels(classes, "'--classes'")
+    words = {
+        "model": path,
+        "architecture": architecture,
+        "data": data,
+        "root": None if root is None else str(root),
+        "test": list(tests),
+        "val": val,
+        "classes": classes,
+    }
+    request = _request(method, shots, allow_fewer, seeds, settings, protocol, budget, words)
+
+    from wordsight.adapt.pictures import open_data
+    from wordsight.adapt.run import adapt
+
+    elsewhere = protocol in ("cross_dataset", "domain")
+    if len(tests) > 1 and not elsewhere:
+        raise click.UsageError(f"the protocol {protocol} is judged by one --test, got {len(tests)}")
+    splits = open_data(data, root=root, classes=names, test=tests[0] if tests and not elsewhere else None, val=val)
+    others = [open_data(test, root=root) for test in tests] if elsewhere else []
+    model = load_model(path, architecture, device)
+    progress = not quiet and sys.stderr.isatty()
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    summary = adapt(model, splits, run_dir, request, others=others, progress=progress, say=say)
+    _print_summary(summary, run_dir)
+
+
+def _request(
+    method: str,
+    shots: str,
+    allow_fewer: bool,
+    seeds: str,
+    settings: tuple[str, ...],
+    protocol: str,
+    budget: float | None,
+    words: dict[str, Any],
+) -> Request:
+    """What is asked, checked before a model is loaded.
+
+    Raises:
+        click.BadParameter: what can't be meant.
+    """
+    from wordsight.adapt import METHODS
+    from wordsight.adapt.protocol import PROTOCOLS
+
+    if method not in (*METHODS, "auto"):
+        raise click.BadParameter(f"choose one of {', '.join(METHODS)}, auto; got {method!r}", param_hint="'--method'")
+    if protocol not in PROTOCOLS:
+        raise click.BadParameter(f"choose one of {', '.join(PROTOCOLS)}; got {protocol!r}", param_hint="'--protocol'")
+    if shots != "all" and not shots.isdecimal():
+        raise click.BadParameter(f"write a whole number, or all; got {shots!r}", param_hint="'--shots'")
+    try:
+        drawn = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"write whole numbers with commas between; got {seeds!r}", param_hint="'--seeds'") from error
+    if len(set(drawn)) < len(drawn):
+        raise click.BadParameter(f"each seed once; got {seeds}", param_hint="'--seeds'")
+
+    from wordsight.adapt.learn import read_settings, split_settings
+    from wordsight.adapt.run import Request
+
+    try:
+        parameters = split_settings(settings) if method == "auto" else read_settings(method, settings)
+        return Request(
+            method=method,
+            shots="all" if shots == "all" else int(shots),
+            seeds=drawn,
+            allow_fewer=allow_fewer,
+            parameters=parameters,
+            protocol=protocol,
+            budget_s=budget,
+            words=words,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from wordsight.evaluate.report import figure, metric_name
+
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    for name in ("judged by", "metric", "value", "95% interval", "chance", "pictures"):
+        table.add_column(name, justify="left" if name in ("judged by", "metric") else "right")
+    rows = [
+        (f"{one['data']} · {one['name']}", name, metric) for one in summary["tests"] for name, metric in one["metrics"].items()
+    ]
+    if summary["harmonic_mean"] is not None:
+        rows.append(("base and new", "harmonic_mean", summary["harmonic_mean"]))
+    for where, name, metric in rows:
+        interval = " – ".join(figure(bound, "fraction") for bound in metric["ci95"])
+        value, chance = figure(metric["value"], "fraction"), figure(metric["chance"], "fraction")
+        table.add_row(escape(where), metric_name(name), value, interval, chance, f"{metric['count']:,}")
+    Console().print(table)
+    kept = summary["kept"]
+    click.echo(f"Kept: {kept['method']} of seed {kept['seed']}. {kept['why']}")
+    click.echo(summary["chosen_by"])
+    click.echo(f"Classifier: {run_dir / 'classifier'}. Report: {run_dir / 'report.html'}.")
+    click.echo(f"Next: wordsight predict --run {run_dir} PICTURE")
