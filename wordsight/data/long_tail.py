@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -245,7 +246,7 @@ def _read_list(path: Path) -> list[tuple[str, int]]:
                 f"line {number}: refused path {picture[:80]!r}; paths are relative and stay in the folder of pictures"
             )
         else:
-            rows.append((PurePosixPath(picture.strip()).as_posix(), int(label)))
+            rows.append((posixpath.normpath(picture.strip()), int(label)))
     if problems:
         first = "".join(f"\n  {line}" for line in problems[:NAMED])
         raise ValueError(f"{path} has {len(problems)} lines that can't be used:{first}\nMend or remove them.")
@@ -355,7 +356,7 @@ def _read_coco(path: Path) -> tuple[list[tuple[str, int]], dict[int, str | None]
     if problems or not paths:
         first = "".join(f"\n  {line}" for line in problems[:NAMED]) or " it lists no image"
         raise ValueError(f"{path} can't be used, {len(problems)} problems:{first}")
-    return [(PurePosixPath(name).as_posix(), found[image]) for image, name in paths.items()], categories
+    return [(posixpath.normpath(name), found[image]) for image, name in paths.items()], categories
 
 
 def _whole(value: Any) -> int:
