@@ -71,12 +71,14 @@ class Decoder(AdaptedClassifier):
         decoder_: the `TokenDecoder`.
         counts_: float64 [C], training pictures of each class, or the sum of their weights.
         second_stage_: what was done to the head after it was trained: "none", or one of `second_stage.KINDS`.
+        second_stage_tau_: its tau, or None.
     """
 
     layer: ClassVar[Any] = "tokens"
     unit_length = False
     needs_model = False
-    saved = ("counts_", "second_stage_")
+    second_stage_tau_: float | None
+    saved = ("counts_", "second_stage_", "second_stage_tau_")
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class Decoder(AdaptedClassifier):
             weights_N = sample_weights(sample_weight, targets_N)
             self.n_features_in_ = tokens.width
             self.counts_ = class_counts(targets_N, weights_N, len(self.classes_))
-            self.second_stage_ = "none"
+            self.second_stage_, self.second_stage_tau_ = "none", None
             self.decoder_ = self._start(tokens)
             head = self.decoder_.head
             loss = step_loss(

@@ -145,9 +145,8 @@ class TokenDecoder(nn.Module):
             )
         self.norm = None if config.norm_eps is None else nn.LayerNorm(config.width, eps=config.norm_eps)
         self.head = make_head(config)
-        self.calibration: Calibration | None = None
-        if config.calibration is not None:
-            self.calibration = Calibration(config.width, config.num_classes, config.calibration)
+        kind = config.calibration
+        self.calibration = None if kind is None else Calibration(config.width, config.num_classes, kind)
 
     def forward(self, tokens_BTW: Tensor) -> Tensor:
         """Tokens [B, T, W] -> logits [B, C]."""
