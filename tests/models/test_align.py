@@ -152,7 +152,7 @@ def test_the_recipe_trains_on_the_embedded_pictures_and_goes_on_bit_by_bit(tmp_p
     from wordsight.train.recipe import make_recipe
 
     settings = ["batch_size=32", "log_every_steps=1", "recalibrate_batches=1", "data.cache_decoded=false"]
-    settings += ["data.sources=sample:train-noto", "optim.name=lamb", "optim.warmup_steps=2"]
+    settings += ["data.sources=sample:train-noto", "optim.name=lamb", "optim.muon_lr=none", "optim.warmup_steps=2"]
     recipe = replace(make_recipe("align", [*settings, "steps=4"]), evaluations=(), best_metric=None)
     assert recipe.optim.name == "lamb"
     whole = fit(recipe, tmp_path / "whole", progress=False)

@@ -103,6 +103,8 @@ def test_options_out_of_range_are_refused(bad: dict) -> None:
 
 def test_recipes_refuse_what_does_not_go_together() -> None:
     with pytest.raises(ValueError, match="Muon goes with AdamW"):
-        OptimConfig(name="lamb", muon_lr=0.02)
+        make_optimizer(tiny_clip(), OptimConfig(name="lamb", muon_lr=0.02), CPU)
+    for settings in (["optim.name=lamb", "optim.muon_lr=none"], ["optim.muon_lr=none", "optim.name=lamb"]):
+        assert make_recipe("align", settings).optim.muon_lr is None
     with pytest.raises(ValueError, match="adamw or lamb"):
         OptimConfig(name="sgd")

@@ -37,8 +37,12 @@ def make_optimizer(system: nn.Module, config: OptimConfig, device: torch.device)
     once takes one kind.
 
     Raises:
-        ValueError: nothing in the system is trainable, or Muon, which needs whole matrices, is to update split ones.
+        ValueError: nothing in the system is trainable, or Muon is to go with LAMB, or to update split matrices, which it needs
+            whole.
     """
+    # not when the config is made, so that `--set` may change the two in any order
+    if config.name == "lamb" and config.muon_lr is not None:
+        raise ValueError("Muon goes with AdamW: set optim.muon_lr=none, or optim.name=adamw")
     decayed, free = split_by_decay(system.named_parameters())
     if not decayed and not free:
         raise ValueError("the model has no trainable parameter: set requires_grad on those that are to learn")

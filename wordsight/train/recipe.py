@@ -121,8 +121,6 @@ class OptimConfig:
             raise ValueError(f"optim.muon_lr must be above 0, or none; got {self.muon_lr}")
         if self.name not in ("adamw", "lamb"):
             raise ValueError(f"optim.name must be adamw or lamb, got {self.name!r}")
-        if self.name == "lamb" and self.muon_lr is not None:
-            raise ValueError("Muon goes with AdamW: set optim.muon_lr=none, or optim.name=adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
