@@ -141,6 +141,15 @@ def test_each_picture_goes_through_the_model_once(tmp_path: Path, data: Path, mo
     assert sum(seen) == len(used) + 20, "a complete run computes nothing"
 
 
+def test_a_method_that_reads_tokens_gets_the_pictures(tmp_path: Path, model: Any, data: Path) -> None:
+    few = {"steps": 2, "batch_size": 4, "num_layers": 1}
+    adapt(model, open_data(str(data)), tmp_path, Request(method="decoder", shots=1, seeds=(1,), parameters=few))
+    classifier = wordsight.load_classifier(tmp_path)
+    rows = read_csv(tmp_path / "seeds/1/predictions-test.csv")
+    paths = [str(data / "test" / row["picture"].removeprefix("test/")) for row in rows]
+    assert classifier.predict(paths).tolist() == [row["predicted"] for row in rows]
+
+
 def test_features_are_those_of_the_pictures_whatever_is_drawn(tmp_path: Path, model: Any, data: Path) -> None:
     todo = trials("few_shot", open_data(str(data)), 2, (1, 2))
     sets = [part for trial in todo for part in (trial.train, trial.val)]

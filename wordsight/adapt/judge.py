@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from wordsight.adapt.features import ImageFeatures
 from wordsight.adapt.protocol import Test, logits_among
 from wordsight.evaluate.calibration import Reliability, calibration_error, reliability
 from wordsight.evaluate.metrics import classification_metrics, topk_correct, wilson_interval
@@ -62,7 +61,7 @@ class Verdict:
         return {"name": self.test.name, "data": self.test.data, "num_classes": len(self.classes), "metrics": metrics}
 
 
-def judge(classifier: Any, test: Test, features: ImageFeatures) -> Verdict:
+def judge(classifier: Any, test: Test, features: Any) -> Verdict:
     """Ask a fitted classifier for each picture of a test; here, and only here, the test's labels are read."""
     classes, logits_NC = logits_among(classifier, test, features)
     place = {name: i for i, name in enumerate(classes)}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wordsight.adapt.features import ImageFeatures, Layer, image_features
+from wordsight.adapt.features import LAYERS, ImageFeatures, Layer, image_features
 from wordsight.data.errors import BadSampleError
 from wordsight.data.few_shot import LabelledSet, Splits, label_source
 from wordsight.data.layouts import open_splits
@@ -110,30 +110,35 @@ class Features:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def plain(self, pictures: LabelledSet, layer: Layer = "projected") -> ImageFeatures:
-        """Features [N, D] of the fixed view.
+    def plain(self, pictures: LabelledSet, layer: Any = "projected") -> Any:
+        """Features [N, D] of the fixed view; the pictures themselves for a method that reads tokens (the decoder).
 
         Raises:
             OSError: a picture can't be read; it is named.
             ValueError: the model gives infinite or undefined features, or has no such layer.
         """
+        if layer not in LAYERS:
+            return self._pictures(self._places(pictures))
         if layer not in self._plain:
             self._plain[layer] = self._compute(list(self._rows), layer)
         return self._plain[layer].take([self._rows[place] for place in self._places(pictures)])
 
-    def views(self, pictures: LabelledSet, layer: Layer, num_views: int, seed: int) -> ImageFeatures:
+    def views(self, pictures: LabelledSet, layer: Any, num_views: int, seed: int) -> Any:
         """The same with V random views of `seed`."""
         plain = self.plain(pictures, layer)
-        if not num_views:
+        if not num_views or layer not in LAYERS:
             return plain
         drawn = self._compute(self._places(pictures), layer, num_views, seed)
         return ImageFeatures(plain.plain, drawn.views, layer)
 
     def _compute(self, places: Sequence[Place], layer: Layer, num_views: int = 0, seed: int = 0) -> ImageFeatures:
-        pictures = _Pictures([(self._sources[source], position) for source, position in places])
+        pictures = self._pictures(places)
         return image_features(
             self._model, pictures, num_views=num_views, seed=seed, layer=layer, cache=self._cache, progress=self._progress
         )
+
+    def _pictures(self, places: Sequence[Place]) -> Sequence[Sample]:
+        return _Pictures([(self._sources[source], position) for source, position in places])
 
     def _places(self, pictures: LabelledSet) -> list[Place]:
         """Where the pictures lie in the sources that they were drawn from, so that two draws of one picture are known as one."""

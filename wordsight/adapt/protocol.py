@@ -14,6 +14,7 @@ Shape legend: S seeds, N pictures, C classes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -102,20 +103,24 @@ def trials(
     else:
         assert splits.test is not None
         choice: Choice = "some" if protocol == "domain" else "new"
-        tests = (Test(name="test", data=splits.name, pictures=splits.test), *(_other(one, choice, splits) for one in others))
+        tests = (Test(name="test", data=splits.name, pictures=splits.test),)
+        for other in others:
+            tests = (*tests, _other(other, choice, splits, {test.name for test in tests}))
     for test in tests:
         if len(test.pictures) == 0:
             raise ValueError(f"the {test.name} split of {test.data} has no picture of the classes that are asked for")
     return [_trial(splits, shots, seed, tests, allow_fewer) for seed in seeds]
 
 
-def _other(other: Splits, choice: Choice, source: Splits) -> Test:
-    # a plain folder of pictures has one split, whatever it is called
-    pictures = other.test or other.val or other.train
+def _other(other: Splits, choice: Choice, source: Splits, taken: set[str]) -> Test:
+    """Another data set's test, by a name that file names may have and that is not taken."""
+    pictures = other.test or other.val or other.train  # a plain folder of pictures has one split, whatever it is called
     assert pictures is not None
     if choice == "some":
         class_positions(other.classes, source.classes)  # names a class that the source does not have
-    return Test(name="test", data=other.name, pictures=pictures, choice=choice)
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", other.name).strip("-.") or "other"
+    name = next(name for name in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if name not in taken)
+    return Test(name=name, data=other.name, pictures=pictures, choice=choice)
 
 
 def _trial(splits: Splits, shots: Shots, seed: int, tests: tuple[Test, ...], allow_fewer: bool) -> Trial:

@@ -17,7 +17,7 @@ from wordsight.adapt.estimator import load_classifier, model_fingerprint
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.gallery import write_gallery
 from wordsight.adapt.judge import judge, write_insight, write_verdict
-from wordsight.adapt.learn import learn
+from wordsight.adapt.learn import learn, make
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Shots, Trial, names_new_classes, trials
 from wordsight.adapt.records import records, summarise
@@ -148,14 +148,23 @@ class _Run:
         return summary
 
     def _compute(self, features: Features) -> dict[str, Any]:
-        """The features of the fixed view, which most methods read, and their cost when they were first computed."""
+        """The features of the fixed view, which all methods share, and their cost when they were first computed."""
+        methods = auto.ORDER if self.request.method == "auto" else (self.request.method,)
+        layers = {self._make(method).layer for method in methods}
         with Meter(next(self.model.parameters()).device) as meter:
-            for part in _all_sets(self.todo):
-                features.plain(part)
+            for layer in sorted(layers):
+                for part in _all_sets(self.todo):
+                    features.plain(part, layer)
         if self.folder.shared_cost() is None:
             self.say(f"features of {len(features):,} pictures: {meter.cost.seconds:.1f} s")
             self.folder.write("features.json", {"count": len(features), **meter.cost.to_json()})
         return self.folder.shared_cost() or {}
+
+    def _make(self, method: str) -> Any:
+        """A method's estimator with the parameters that were asked for, not fitted."""
+        given = self.request.parameters
+        own = given.get(method, {}) if self.request.method == "auto" else given
+        return make(self.model, method, dict(own), self.todo[0].classes, self.todo[0].seed)
 
     def _do(self, trial: Trial, features: Features) -> None:
         """Learn, judge, write: all of a seed's folder."""
@@ -201,17 +210,28 @@ class _Run:
 
 def _check_method(request: Request, todo: Sequence[Trial]) -> None:
     """An early word where the protocol asks of a method what it can't do."""
-    if request.method != "auto" and not all(_suits(trial)(request.method) for trial in todo):
-        able = ", ".join(name for name in METHODS if _suits(todo[0])(name))
+    if request.method == "auto" or not _asks_new(todo[0]):
+        return
+    if not names_new_classes(method_class(request.method)):
+        able = ", ".join(name for name in METHODS if names_new_classes(method_class(name)))
         raise ValueError(
             f"the protocol {request.protocol} asks for new classes, and {request.method}'s weights belong to those that it "
             f"learned: choose one of {able}"
         )
+    if request.parameters.get("class_specific"):
+        raise ValueError(
+            f"the protocol {request.protocol} asks for new classes, and a class-specific context belongs to those that it was "
+            "learned for: set class_specific=false"
+        )
+
+
+def _asks_new(trial: Trial) -> bool:
+    return any(test.choice == "new" for test in trial.tests)
 
 
 def _suits(trial: Trial) -> Callable[[str], bool]:
     """Whether a method can be asked what the trial's tests ask."""
-    asks_new = any(test.choice == "new" for test in trial.tests)
+    asks_new = _asks_new(trial)
     return lambda method: not asks_new or names_new_classes(method_class(method))
 
 

@@ -40,29 +40,26 @@ def command(images: tuple[str, ...], run_dir: Path, top: int, batch_size: int, d
         raise click.BadParameter(f"no such picture: {', '.join(missing[:5])}", param_hint="'IMAGE...'")
 
     import wordsight
-    from wordsight.adapt import image_features
+    from wordsight.adapt.features import LAYERS, image_features
     from wordsight.train.distributed import World, pick_device
 
     classifier = wordsight.load_classifier(run_dir)
     classifier.model.to(pick_device(device, World())).eval()
-    features = image_features(
-        classifier.model,
-        images,
-        layer=classifier.layer,
-        batch_size=batch_size,
-        progress=not as_json and sys.stderr.isatty() and len(images) > 20,
-    )
-    rows = answers(classifier, features, images, top)
+    progress = not as_json and sys.stderr.isatty() and len(images) > 20
+    given: Any = images  # the decoder looks at pictures itself
+    if classifier.layer in LAYERS:
+        given = image_features(classifier.model, images, layer=classifier.layer, batch_size=batch_size, progress=progress)
+    rows = answers(classifier, given, images, top)
     if as_json:
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         print_answers(rows)
 
 
-def answers(classifier: Any, features: Any, images: tuple[str, ...], top: int) -> list[dict[str, Any]]:
+def answers(classifier: Any, given: Any, images: tuple[str, ...], top: int) -> list[dict[str, Any]]:
     """For each picture its likeliest `top` classes, best first."""
     # by logits: probabilities of a sharp classifier may be equal
-    logits_NC = classifier.logits(features).double()
+    logits_NC = classifier.logits(given).double()
     probabilities_NC = logits_NC.softmax(dim=1).tolist()
     names = [str(name) for name in classifier.classes_]
     order_NK = logits_NC.topk(min(top, len(names)), dim=1).indices.tolist()
