@@ -48,7 +48,7 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
         n_features_in_: D.
     """
 
-    layer: ClassVar[Layer] = "projected"
+    layer: Layer = "projected"  # a parameter where a method can use either
     unit_length: ClassVar[bool] = True  # whether features are normalised before `_fit` and `_logits` see them
     needs_model: ClassVar[bool] = True
     needs_every_class: ClassVar[bool] = True  # whether a class without a picture is an error
@@ -212,6 +212,22 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
         return torch.tensor([places[label] for label in labels.tolist()], dtype=torch.int64)
 
     # -------------------------------------------------------------------------------------------------- of the model
+
+    def linear_head(self) -> tuple[Tensor, float, Tensor]:
+        """What is left of a classifier whose logits are scale * f V' + b, for use without this package.
+
+        Returns:
+            (V [C, D], scale, b [C]), float32, rows as `classes_`; f is a picture's feature of `layer`, of unit length where
+            `unit_length` says so.
+
+        Raises:
+            ValueError: the logits are no linear function of the features.
+        """
+        check_is_fitted(self)
+        vectors_CD = getattr(self, "class_vectors_", None)
+        if vectors_CD is None:
+            raise ValueError(f"{type(self).__name__}'s logits are no linear function of the features: it has no plain weights")
+        return vectors_CD, float(getattr(self, "scale_", 1.0)), getattr(self, "bias_", torch.zeros(len(vectors_CD)))
 
     def _scale(self) -> float:
         """exp(log_scale), by which the model multiplies cosines."""

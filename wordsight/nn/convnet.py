@@ -119,9 +119,12 @@ class ConvNet(nn.Module):
         Returns:
             [B, E], not normalised.
         """
+        return self.features(pixels) @ self.projection
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the projection reads: [B, 3, S, S] -> [B, C], or [B, C h w] of a flat pool."""
         map_BChw = self.forward_map(pixels)
-        pooled_BP = map_BChw.mean((2, 3)) if self.config.pool == "mean" else map_BChw.flatten(1)
-        return self.norm(pooled_BP) @ self.projection
+        return self.norm(map_BChw.mean((2, 3)) if self.config.pool == "mean" else map_BChw.flatten(1))
 
     def forward_map(self, pixels: Tensor) -> Tensor:
         """The last feature map: [B, 3, S, S] -> [B, C, h, w]."""

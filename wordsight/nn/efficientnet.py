@@ -295,8 +295,12 @@ class EfficientNet(nn.Module):
         Returns:
             [B, E], not normalised.
         """
-        features_BF = self.forward_map(pixels).mean((2, 3))
+        features_BF = self.features(pixels)
         return features_BF if self.projection is None else features_BF @ self.projection
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the projection reads: [B, 3, S, S] -> [B, F]."""
+        return self.forward_map(pixels).mean((2, 3))
 
     def forward_map(self, pixels: Tensor) -> Tensor:
         """The last feature map: [B, 3, S, S] -> [B, F, h, w]."""

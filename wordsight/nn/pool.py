@@ -43,6 +43,10 @@ class AttentionPool(nn.Module):
 
     def forward(self, map_BWhw: Tensor) -> Tensor:
         """[B, W, h, w] -> [B, E]."""
+        return self.proj(self.pooled(map_BWhw))
+
+    def pooled(self, map_BWhw: Tensor) -> Tensor:
+        """What the last projection reads: [B, W, h, w] -> [B, W]."""
         places_BTW = map_BWhw.flatten(2).transpose(1, 2)
         x_BTW = torch.cat([places_BTW.mean(1, keepdim=True), places_BTW], dim=1) + self.position_embedding
         heads = (self.num_heads, -1)
@@ -53,7 +57,7 @@ class AttentionPool(nn.Module):
         weights_BHT = scores_BHT.softmax(-1, dtype=torch.promote_types(scores_BHT.dtype, torch.float32)).to(x_BTW.dtype)
         mixed_BHW = weights_BHT @ x_BTW
         out_BHD = torch.einsum("bhw,hdw->bhd", mixed_BHW, self.v.weight.unflatten(0, heads)) + self.v.bias.unflatten(0, heads)
-        return self.proj(out_BHD.flatten(1))
+        return out_BHD.flatten(1)
 
 
 class MAPPool(nn.Module):

@@ -154,6 +154,10 @@ class ModifiedResNet(nn.Module):
         """
         return self.attnpool(self.forward_map(pixels))
 
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the attention pool's last projection reads: [B, 3, S, S] -> [B, 32 * width]."""
+        return self.attnpool.pooled(self.forward_map(pixels))
+
     def forward_map(self, pixels: Tensor) -> Tensor:
         """The last feature map: [B, 3, S, S] -> [B, 32 * width, S/32, S/32]."""
         if pixels.is_cuda or not torch.is_grad_enabled():

@@ -134,13 +134,16 @@ class VisionTransformer(nn.Module):
         Returns:
             [B, D], not normalised.
         """
+        features_BW = self.features(pixels)
+        return features_BW if self.projection is None else features_BW @ self.projection
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What the projection reads, as the paper's linear probes do: [B, 3, S, S] -> [B, W]."""
         x_BTW = self._embed(pixels)
         if self.pool is None:
             class_row_B = torch.zeros(x_BTW.shape[0], dtype=torch.int64, device=x_BTW.device)
-            features_BW = self.norm_post(self.blocks(x_BTW, class_row_B))
-        else:
-            features_BW = self.pool(self.norm_post(self.blocks.forward_tokens(x_BTW)))
-        return features_BW if self.projection is None else features_BW @ self.projection
+            return self.norm_post(self.blocks(x_BTW, class_row_B))
+        return self.pool(self.norm_post(self.blocks.forward_tokens(x_BTW)))
 
     def forward_tokens(self, pixels: Tensor) -> Tensor:
         """Every token's output, before norm and projection: [B, 3, S, S] -> [B, T, W], a class token first."""
