@@ -196,6 +196,15 @@ def test_balancing_helps_the_tail() -> None:
     assert min(recall.values()) > plain + 0.1, (plain, recall)
 
 
+def test_bfloat16_learns_nearly_the_same() -> None:
+    tokens, labels = skewed((40, 20, 20))
+    options = {"steps": 20, "batch_size": 32, "num_layers": 2}
+    whole, short = (Decoder(precision=p, **options).fit(tokens, labels) for p in ("float32", "bfloat16"))
+    assert all(value.dtype == torch.float32 for value in short.decoder_.parameters())
+    difference = (whole.logits(tokens) - short.logits(tokens)).norm() / whole.logits(tokens).norm()
+    assert 1e-5 < difference < 0.05
+
+
 def test_ldam_has_its_scale_and_defers_its_weights() -> None:
     counts = torch.tensor([1000.0, 10.0])
     loss = step_loss("ldam", counts, steps=10, head_scale=30.0)
@@ -335,6 +344,7 @@ def test_drawing_weights_leaves_the_random_state_alone() -> None:
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
         ({"warmup_steps": 12}, "warmup_steps must be 0 to 11 with steps=12, got 12"),
         ({"sampling": "root"}, "sampling must be one of instance, class_balanced, got 'root'"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16, got 'float16'"),
         ({"num_views": 2}, "X has 0 views, num_views=2 are asked for"),
         ({"num_views": -1}, "num_views must be at least 0, got -1"),
         ({"token_kind": "int4"}, "token_kind must be one of float16, int8, float32, got 'int4'"),

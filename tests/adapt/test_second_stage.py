@@ -175,6 +175,9 @@ def test_bad_input_is_named(first: Decoder, data: tuple[torch.Tensor, np.ndarray
         second_stage(first, "tau_normalisation", tau=-1.0)
     with pytest.raises(ValueError, match="X has 225 pictures and y 224 labels"):
         second_stage(first, "crt", data[0], data[1][1:])
+    with pytest.raises(ValueError, match="X has 5 features, but Decoder is expecting 8 features"):
+        second_stage(first, "crt", data[0][:, 0, :5], data[1])
+    assert first.n_features_in_ == 8
     with pytest.raises(ValueError, match="1 classes have no picture: 'c2'"):
         second_stage(first, "crt", data[0][:220], data[1][:220])
     with pytest.raises(ValueError, match="validation has 3 pictures and 2 labels"):

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -59,8 +59,8 @@ class Decoder(AdaptedClassifier):
         head: "linear" or "cosine" (scale 25, with LDAM 30); None: linear, but cosine with LDAM, and with init="text" as in LIFT.
         init: "random"; or "text": the head starts from the classes' text features, taken back through the tower's projection, and
             the blocks from passing their input on, behind the tower's own last norm: what is learned starts as zero-shot does.
-        steps, batch_size, learning_rate, momentum, weight_decay, warmup_steps, sampling: see `Schedule`; the defaults are the
-            published ones. The last step's weights are kept.
+        steps, batch_size, learning_rate, momentum, weight_decay, warmup_steps, sampling, precision: see `Schedule`; the defaults
+            are the published ones. The last step's weights are kept.
         num_views: random views (crops of 8 to 100%, flipped half of the time) to learn from, drawn beforehand; 0: the fixed view.
         cache: a folder for the tokens of pictures to learn from; None: one that is removed after the fit.
         token_kind: how they are kept there, see `cache_tokens`.
@@ -74,7 +74,7 @@ class Decoder(AdaptedClassifier):
         second_stage_tau_: its tau, or None.
     """
 
-    layer: ClassVar[Any] = "tokens"
+    layer = "tokens"  # type: ignore[assignment]  # which no `ImageFeatures` holds
     unit_length = False
     needs_model = False
     second_stage_tau_: float | None
@@ -101,6 +101,7 @@ class Decoder(AdaptedClassifier):
         weight_decay: float = 5e-4,
         warmup_steps: int | None = None,
         sampling: str = "instance",
+        precision: str = "float32",
         num_views: int = 0,
         cache: str | os.PathLike[str] | None = None,
         token_kind: str = "float16",
@@ -125,6 +126,7 @@ class Decoder(AdaptedClassifier):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.sampling = sampling
+        self.precision = precision
         self.num_views = num_views
         self.cache = cache
         self.token_kind = token_kind
@@ -240,10 +242,10 @@ class Decoder(AdaptedClassifier):
         )
 
     @contextmanager
-    def _training_tokens(self, X: Any) -> Iterator[Tokens]:
+    def _training_tokens(self, X: Any, reset: bool = True) -> Iterator[Tokens]:
         """Tokens to learn from, with `num_views` views; pictures' are kept in the cache's folder, or one for the meantime."""
         if not _are_pictures(X):
-            tokens = self._tokens(X, reset=True)
+            tokens = self._tokens(X, reset=reset)
             if self.num_views and tokens.num_views != self.num_views:
                 raise ValueError(f"X has {tokens.num_views} views, num_views={self.num_views} are asked for")
             yield tokens
@@ -289,6 +291,7 @@ class Decoder(AdaptedClassifier):
             weight_decay=self.weight_decay,
             warmup_steps=self.warmup_steps,
             sampling=self.sampling,
+            precision=self.precision,
             seed=self.seed,
         )
 

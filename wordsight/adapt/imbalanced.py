@@ -32,6 +32,7 @@ LOSSES = (
     "lade",
 )
 SAMPLINGS = ("instance", "class_balanced")
+PRECISIONS = ("float32", "bfloat16")
 EFFECTIVE_BETA = 0.9999
 LDAM_SCALE = 30.0
 DEFERRED_SHARE = 0.8  # of the steps before LDAM weighs classes: 160 of the paper's 200 epochs
@@ -53,6 +54,8 @@ class Schedule:
         weight_decay: of matrices; vectors and numbers have none.
         warmup_steps: updates over which the rate grows; None: a sixteenth of the steps, as published.
         sampling: "instance": every picture equally often; "class_balanced": every class, and in it every picture.
+        precision: "float32"; or "bfloat16": products in bfloat16, weights, norms and losses in float32, which is 2 to 3 times as
+            fast where the processor has it.
         seed: of rows and views.
     """
 
@@ -63,6 +66,7 @@ class Schedule:
     weight_decay: float = 5e-4
     warmup_steps: int | None = None
     sampling: str = "instance"
+    precision: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,6 +86,8 @@ class Schedule:
             )
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step` (from 0): linear over the warm-up, then cos(7 pi t / 16) for t from 0 to 1."""
@@ -208,7 +214,9 @@ def train(
             drawn = next(draws, None)
             coming = None if drawn is None else pool.submit(read, *drawn)
             weights_B = None if weights_N is None else weights_N[rows_B].to(device)
-            value = loss(module(inputs.to(device)), targets_N[rows_B].to(device), weights_B, step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bfloat16"):
+                logits_BC = module(inputs.to(device))
+            value = loss(logits_BC.float(), targets_N[rows_B].to(device), weights_B, step)
             if not torch.isfinite(value):
                 raise ValueError(
                     f"the loss is {value.item()} at step {step} of {schedule.steps}: use a lower learning_rate than "

@@ -126,7 +126,7 @@ class _HeadOnly(nn.Module):
 def _look(first: Decoder, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     """Features of the frozen first stage, [V, N, W] of its views or [1, N, W] of the fixed one, and targets [N]."""
     labels = _labels(X, y)
-    with first._training_tokens(X) as tokens:
+    with first._training_tokens(X, reset=False) as tokens:
         if len(labels) != len(tokens):
             raise ValueError(f"X has {len(tokens)} pictures and y {len(labels)} labels")
         views: Sequence[int | None] = range(tokens.num_views) or [None]
