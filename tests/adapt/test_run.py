@@ -303,6 +303,12 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, data: Path) ->
         adapt(model, open_data(str(data)), tmp_path / "run", Request(method="zero_shot", shots=1, seeds=(1,)))
 
 
+def test_a_model_whose_pictures_have_no_vector_of_their_own_is_refused(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match="picture vectors depend on the text"):
+        adapt(wordsight.create("llip-tiny"), open_data(str(data)), tmp_path, Request(method="zero_shot", shots=1, seeds=(1,)))
+    assert not (tmp_path / "features").exists()
+
+
 def test_settings_are_read_as_their_parameters_are_typed() -> None:
     read = read_settings("coop", ["epochs=5", "position=middle", "class_specific=yes", "init=a photo of a", "learning_rate=2e-3"])
     assert read == {"epochs": 5, "position": "middle", "class_specific": True, "init": "a photo of a", "learning_rate": 0.002}

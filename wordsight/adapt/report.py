@@ -66,6 +66,7 @@ def render_report(folder: Path, summary: Mapping[str, Any]) -> str:
         summary=summary,
         tried=[one for one in results if one["tried"]],
         curve=_curve(folder, results),
+        curve_names=[f"seed {one['seed']}" for one in results if _loss(folder, one)],
         details=[_details(kept, test) for test in summary["tests"]],
         words=_words(kept),
         galleries=galleries,
@@ -123,9 +124,14 @@ def _curve(folder: Path, results: Sequence[Mapping[str, Any]]) -> str:
     """The training loss of each seed over epochs; "" where no method has one."""
     lines = []
     for one in results:
-        loss = read_json(folder / "seeds" / str(one["seed"]) / "curve.json", {}).get("loss", [])
+        loss = _loss(folder, one)
         lines.append(Line(f"seed {one['seed']}, {one['method']}", list(range(1, len(loss) + 1)), loss))
     return line_chart(lines, x_name="epoch", label="Training loss over epochs, a line a seed", from_zero=True)
+
+
+def _loss(folder: Path, result: Mapping[str, Any]) -> list[float]:
+    found: list[float] = read_json(folder / "seeds" / str(result["seed"]) / "curve.json", {}).get("loss", [])
+    return found
 
 
 def _details(kept: Path, test: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from wordsight.adapt.learn import learn, make
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Shots, Trial, names_new_classes, trials
 from wordsight.adapt.records import records, summarise
+from wordsight.adapt.zero_shot import ZeroShot
 from wordsight.data.few_shot import LabelledSet, Splits
 from wordsight.evaluate.results import write_results
 
@@ -99,6 +100,7 @@ def adapt(
     todo = trials(request.protocol, splits, request.shots, request.seeds, others, allow_fewer=request.allow_fewer)
     if request.shots == 0:
         todo = todo[:1]  # nothing is drawn: all seeds say the same
+    ZeroShot(model)._check_model()  # before anything is computed with it
     _check_method(request, todo)
     folder = AdaptFolder(Path(run_dir))
     settings = _settings(request, model, todo)

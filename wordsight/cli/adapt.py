@@ -23,21 +23,21 @@ Examples:
   wordsight adapt --model ViT-B-32.pt --data split.json --method auto --budget 300 --run runs/auto
 """,
 )
-@click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="All that wordsight.load takes.")
-@click.option("--data", required=True, metavar="DATA", help="Class folders, table, split file, published name or sample:SPLIT.")
+@click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="What wordsight.load takes.")
+@click.option("--data", required=True, metavar="DATA", help="Folder, table, split file, name.")
 @click.option("--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
-@click.option("--method", default="auto", show_default=True, metavar="NAME", help="zero_shot, coop, linear_probe, ..., or auto.")
-@click.option("--shots", default="16", show_default=True, metavar="K|all", help="Pictures a class to learn from; 0 is zero-shot.")
-@click.option("--allow-fewer", is_flag=True, help="Take what there is of classes with fewer pictures.")
-@click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Each draws its own shots and learns anew.")
+@click.option("--method", default="auto", show_default=True, metavar="NAME", help="See above.")
+@click.option("--shots", default="16", show_default=True, metavar="K|all", help="Pictures a class.")
+@click.option("--allow-fewer", is_flag=True, help="A class may have fewer pictures.")
+@click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Of the draws.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method; with auto METHOD.KEY=VALUE.")
 @click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
-@click.option("--test", "tests", multiple=True, metavar="DATA", help="What to judge by, instead of the data's own test split.")
-@click.option("--val", metavar="DATA", help="What to choose settings by, instead of the data's own.")
-@click.option("--root", type=click.Path(path_type=Path), help="Folder of published data sets, or of a table's pictures.")
-@click.option("--protocol", default="few_shot", show_default=True, metavar="NAME", help="Or base_to_new, cross_dataset, domain.")
-@click.option("--budget", type=float, metavar="SECONDS", help="Of auto, for all seeds together.  [default: 600]")
-@click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the file does not say it.")
+@click.option("--test", "tests", multiple=True, metavar="DATA", help="Judge by this, not by the data's own split.")
+@click.option("--val", metavar="DATA", help="Choose by this, not by the data's own split.")
+@click.option("--root", type=click.Path(path_type=Path), help="Of published data sets, or a table's pictures.")
+@click.option("--protocol", default="few_shot", show_default=True, metavar="NAME", help="See above.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Of auto, for all seeds.  [default: 600]")
+@click.option("--architecture", metavar="NAME", help="Where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress.")
 def command(
@@ -61,7 +61,14 @@ def command(
 ) -> None:
     """Learn a classifier from a few labelled pictures on a frozen model, judge it, keep it.
 
-    Settings are chosen on validation pictures, never on test. A run that was stopped goes on with the same command.
+    Settings are chosen on validation pictures, never on test. A run that was stopped goes on with the same command. Shots 0 is
+    zero-shot; data may be a published name or sample:SPLIT too.
+
+    \b
+    Methods:   auto (tries them), zero_shot, linear_probe, cross_modal_probe, coop,
+               cocoop, tip_adapter, tip_adapter_f, clip_adapter, lp_plus_plus, clap,
+               decoder (for many labels)
+    Protocols: few_shot, base_to_new, cross_dataset, domain
     """
     names = None if classes is None else read_labels(classes, "'--classes'")
     words = {

@@ -16,6 +16,7 @@ COMMANDS = {
     "classify": "Name pictures from your own list of labels.",
     "adapt": "Learn a classifier from a few labelled pictures.",
     "predict": "Name pictures with a classifier of `wordsight adapt`.",
+    "export": "Write such a classifier as plain arrays or ONNX.",
     "embed": "Turn pictures or texts into vectors (npy or Parquet).",
     "convert": "Write a checkpoint in another library's format.",
     "models": "List the catalogue, with sizes.",
