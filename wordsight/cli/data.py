@@ -1,4 +1,4 @@
-"""`wordsight data stats|check|build|mine-negatives`: look at a data set, find damage, make shards of it, find hard negatives."""
+"""`wordsight data stats|check|build|mine-negatives|long-tail`: look at data, find damage, make shards, find hard negatives."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from wordsight.cli import data_long_tail
 
 if TYPE_CHECKING:
     from wordsight.data.inspect import Facts
@@ -47,6 +49,9 @@ def command() -> None:
     PATH is a tar shard, glob or brace expansion, a table (CSV, TSV, Parquet, JSON Lines), a folder of either or of pictures, a
     URL of shards (s3://...), or sample:SPLIT.
     """
+
+
+command.add_command(data_long_tail.command)
 
 
 @command.command(

@@ -55,6 +55,10 @@ class ListedSource:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self._root / self._rows[index][0]
+
     def __getitem__(self, index: int) -> Sample:
         """The sample, not decoded; raises BadSampleError where the file can't be read."""
         if not 0 <= index < len(self):

@@ -1,4 +1,4 @@
-"""Line charts as small SVG texts that take their colours from the page, so that they suit light and dark."""
+"""Charts as small SVG texts that take their colours from the page, so that they suit light and dark; or from their own style."""
 
 from __future__ import annotations
 
@@ -116,3 +116,136 @@ def line_chart(lines: Sequence[Line], *, x_name: str, label: str, from_zero: boo
         colour += not line.faint
     parts.append("</svg>")
     return "".join(parts)
+
+
+# Points and classes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A mark on a chart, with the interval of its height."""
+
+    name: str
+    mark: str
+    x: float
+    y: float
+    low: float
+    high: float
+    strong: bool = False
+
+
+def point_chart(points: Sequence[Point], *, x_name: str, y_name: str, label: str) -> str:
+    """Points with intervals over a logarithmic x axis; each bears its mark, as names would cover each other.
+
+    Args:
+        points: of finite heights; an x of 0 is drawn at the left end.
+        x_name, y_name: what the axes count.
+        label: what the chart shows, for readers who hear it.
+
+    Returns:
+        An `<svg>` element, or "" where there is nothing to draw.
+    """
+    if not points:
+        return ""
+    positive = [point.x for point in points if point.x > 0] or [1.0]
+    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    first = min(first, last - 1)
+    y_low, y_high = min(point.low for point in points), max(point.high for point in points)
+    pad = (y_high - y_low) * 0.06 or 0.5
+    y_low, y_high = y_low - pad, y_high + pad
+
+    def x_at(x: float) -> float:
+        place = 0.0 if x <= 0 else max(0.0, (math.log10(x) - first) / (last - first))
+        return LEFT + 14 + place * (WIDTH - LEFT - RIGHT - 28)
+
+    def y_at(y: float) -> float:
+        return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_open(label)]
+    for y in ticks(y_low, y_high, 4):
+        parts += _rule(y_at(y), short(y))
+    for power in range(first, last + 1):
+        parts.append(_tick(x_at(10.0**power), short(10.0**power)))
+    parts += _axes(x_name, y_name)
+    for point in points:
+        x, style = x_at(point.x), "s2" if point.strong else "s0"
+        parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{y_at(point.high):.1f}" y2="{y_at(point.low):.1f}"/>')
+        parts.append(
+            f'<circle class="{style}" cx="{x:.1f}" cy="{y_at(point.y):.1f}" r="{4 if point.strong else 3}">'
+            f"<title>{escape(point.name)}</title></circle>"
+        )
+        parts.append(f'<text class="tick" x="{x + 6:.1f}" y="{y_at(point.y) - 4:.1f}">{escape(point.mark)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def count_chart(counts: Sequence[float], *, many_above: float, few_below: float, label: str) -> str:
+    """Pictures of each class, the largest first, over a logarithmic axis; many, medium and few in colours of their own.
+
+    Args:
+        counts: of each class, in any order; a class of 0 has no bar.
+        many_above, few_below: see `evaluate.long_tail.judge`.
+        label: what the chart shows, for readers who hear it.
+
+    Returns:
+        An `<svg>` element, or "" where no class has a picture.
+    """
+    ordered = sorted(counts, reverse=True)
+    if not ordered or ordered[0] <= 0:
+        return ""
+    top = math.log10(max(ordered[0], 10)) + 0.05
+    bottom = math.log10(0.5)  # so that a class of one picture can be seen
+    width = (WIDTH - LEFT - RIGHT) / len(ordered)
+
+    def y_at(count: float) -> float:
+        return HEIGHT - BOTTOM - (math.log10(count) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_open(label)]
+    for power in range(math.floor(top) + 1):
+        parts += _rule(y_at(10.0**power), short(10.0**power))
+    parts += _axes(f"{len(ordered):,} classes, the largest first", "pictures")
+    groups: dict[int, list[str]] = {}
+    for i, count in enumerate(ordered):
+        if count > 0:
+            group = 0 if count > many_above else 2 if count < few_below else 1
+            bar = f"M{LEFT + i * width:.2f} {HEIGHT - BOTTOM}V{y_at(max(count, 0.5)):.1f}h{width:.2f}V{HEIGHT - BOTTOM}Z"
+            groups.setdefault(group, []).append(bar)
+    for group, bars in groups.items():
+        name = ("many", "medium", "few")[group]
+        parts.append(f'<path d="{"".join(bars)}" fill="var(--c{group})"><title>{name}: {len(bars):,} classes</title></path>')
+    return "".join([*parts, "</svg>"])
+
+
+def _open(label: str) -> str:
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">'
+
+
+def _rule(y: float, text: str) -> list[str]:
+    return [
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>',
+        f'<text class="tick" x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{escape(text)}</text>',
+    ]
+
+
+def _tick(x: float, text: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 19}" text-anchor="middle">{escape(text)}</text>'
+
+
+def _axes(x_name: str, y_name: str) -> list[str]:
+    return [
+        f'<text class="tick axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>',
+        f'<text class="tick axis" x="2" y="{TOP - 2}">{escape(y_name)}</text>',
+    ]
+
+
+def own_file(svg: str) -> str:
+    """A chart as a file of its own: with the colours that a report's page would give it."""
+    from importlib.resources import files
+
+    style = (files("wordsight.evaluate") / "assets" / "report.css").read_text(encoding="utf-8")
+    colours = [line.strip() for line in style.splitlines() if line.strip().startswith(("--", ".chart", ".s0", "circle.s0"))]
+    light, dark = (" ".join(line for line in colours[start : start + 3]) for start in (0, 3))
+    rules = " ".join(line for line in colours if not line.startswith("--"))
+    whole = f"<style>:root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }} {rules}</style>"
+    sheet = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="var(--card)"/>'
+    start, end = svg.split(">", 1)
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{start} xmlns="http://www.w3.org/2000/svg">{whole}{sheet}{end}\n'
