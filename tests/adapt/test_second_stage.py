@@ -186,3 +186,16 @@ def test_bad_input_is_named(first: Decoder, data: tuple[torch.Tensor, np.ndarray
 
     with pytest.raises(NotFittedError):
         second_stage(Decoder(), "crt", *data)
+
+
+def test_a_decoder_takes_its_second_stage_along(first: Decoder, data: tuple[torch.Tensor, np.ndarray], tmp_path: Path) -> None:
+    both = Decoder(steps=120, batch_size=64, num_layers=1, stage2="marc").fit(*data)
+    assert torch.equal(both.logits(data[0]), second_stage(first, "marc", *data).logits(data[0]))
+    read = load_classifier(both.save(tmp_path / "both"))
+    assert (read.second_stage_, read.get_params()["stage2"]) == ("marc", "marc")
+    assert torch.equal(read.logits(data[0]), both.logits(data[0]))
+    by_validation = Decoder(steps=120, batch_size=64, num_layers=1, stage2="tau_normalisation").fit(*data, validation=data)
+    chosen = second_stage(first, "tau_normalisation", validation=data)
+    assert by_validation.second_stage_tau_ == chosen.second_stage_tau_
+    with pytest.raises(ValueError, match=r"stage2 must be one of crt, lws.* got 'tau'"):
+        Decoder(stage2="tau").fit(*data)

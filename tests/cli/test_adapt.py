@@ -148,6 +148,9 @@ def test_zero_shots_learn_nothing_and_say_so(place: Path, monkeypatch: pytest.Mo
         (["--method", "coop", "--set", "epoch=3"], "did you mean epochs"),
         (["--method", "auto", "--set", "epochs=3"], "METHOD.KEY=VALUE"),
         (["--method", "coop", "--budget", "3"], "a budget is for method auto"),
+        (["--method", "coop", "--loss", "focal"], "--loss is of --method decoder"),
+        (["--stage2", "marc"], "--stage2 is of --method decoder, got --method auto"),
+        (["--method", "decoder", "--loss", "focal", "--set", "loss=grw"], "loss is given twice"),
         (["--classes", "none.txt"], "no such file"),
         (["--test", "a", "--test", "b"], "judged by one --test"),
     ],
@@ -177,6 +180,16 @@ def test_failures_are_a_sentence_that_a_user_can_act_on(
     )
     assert isinstance(result.exception, ValueError | OSError), result.output  # main makes it code 1 and one line
     assert said in str(result.exception)
+
+
+def test_a_decoder_with_its_loss_and_second_stage_is_one_cell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    words = ["--model", "tiny", "--data", "colours", "--shots", "all", "--seeds", "1", "--run", "cell", "--method", "decoder"]
+    words += ["--loss", "balanced_softmax", "--stage2", "marc", "--set", "steps=3", "--set", "batch_size=8"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, result.output
+    classifier: Any = wordsight.load_classifier(place / "cell")
+    assert (classifier.loss, classifier.second_stage_) == ("balanced_softmax", "marc")
 
 
 def test_help_fits_a_screen_and_has_two_examples() -> None:

@@ -55,6 +55,7 @@ class Decoder(AdaptedClassifier):
             by their effective number in the last fifth of the steps.
         gamma: of loss="focal".
         tau: of loss="logit_adjustment".
+        stage2: what is done to the head after that, one of `second_stage.KINDS`; None: nothing.
         num_layers, num_heads, mlp_ratio: of the blocks; num_layers=0 leaves the head alone on the first token.
         head: "linear" or "cosine" (scale 25, with LDAM 30); None: linear, but cosine with LDAM, and with init="text" as in LIFT.
         init: "random"; or "text": the head starts from the classes' text features, taken back through the tower's projection, and
@@ -89,6 +90,7 @@ class Decoder(AdaptedClassifier):
         loss: str = "cross_entropy",
         gamma: float = 2.0,
         tau: float = 1.0,
+        stage2: str | None = None,
         num_layers: int = 3,
         num_heads: int = 4,
         mlp_ratio: float = 0.5,
@@ -114,6 +116,7 @@ class Decoder(AdaptedClassifier):
         self.loss = loss
         self.gamma = gamma
         self.tau = tau
+        self.stage2 = stage2
         self.num_layers = num_layers
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
@@ -139,7 +142,7 @@ class Decoder(AdaptedClassifier):
         Args:
             X: N pictures, tokens or arrays of them.
             y: N class names.
-            validation: not used: there is nothing to choose.
+            validation: (X, y) of other pictures, by which a second stage chooses its tau; nothing else is chosen.
             sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0: of labels that
                 may be wrong.
 
@@ -149,7 +152,8 @@ class Decoder(AdaptedClassifier):
         self._check_model()
         schedule = self._check_settings()
         with self._training_tokens(X) as tokens:
-            targets_N = self._learn_classes(_labels(X, y), len(tokens))
+            labels = _labels(X, y)
+            targets_N = self._learn_classes(labels, len(tokens))
             weights_N = sample_weights(sample_weight, targets_N)
             self.n_features_in_ = tokens.width
             self.counts_ = class_counts(targets_N, weights_N, len(self.classes_))
@@ -174,6 +178,11 @@ class Decoder(AdaptedClassifier):
                 weights_N=weights_N,
                 progress=self.progress,
             )
+            if self.stage2 is not None:
+                from wordsight.adapt.second_stage import second_stage  # which is built on this class
+
+                second = second_stage(self, self.stage2, tokens, labels, validation=validation, sample_weight=sample_weight)
+                self.__dict__.update(second.__dict__)
         return self
 
     def logits(self, X: Any) -> Tensor:
@@ -282,6 +291,11 @@ class Decoder(AdaptedClassifier):
             raise ValueError(f"token_kind must be one of {', '.join(DTYPES)}, got {self.token_kind!r}")
         if self.num_views < 0:
             raise ValueError(f"num_views must be at least 0, got {self.num_views}")
+        if self.stage2 is not None:
+            from wordsight.adapt.second_stage import KINDS
+
+            if self.stage2 not in KINDS:
+                raise ValueError(f"stage2 must be one of {', '.join(KINDS)}, or None, got {self.stage2!r}")
         step_loss(self.loss, torch.ones(2), steps=1, head_scale=None if self.head == "linear" else 1.0)
         return Schedule(
             steps=self.steps,

@@ -15,7 +15,7 @@ from typing import Any
 from wordsight.adapt.features import LAYERS, ImageFeatures, Layer, image_features
 from wordsight.data.errors import BadSampleError
 from wordsight.data.few_shot import LabelledSet, Splits, label_source
-from wordsight.data.layouts import open_splits
+from wordsight.data.long_tail import open_long_tail
 from wordsight.data.selection import Selection
 from wordsight.data.sources import open_source
 from wordsight.evaluate.results import name_data
@@ -38,9 +38,9 @@ def open_data(
     """The splits of what a user types.
 
     Args:
-        data: `sample:SPLIT`, tar shards, or what `wordsight.data.layouts.open_splits` takes: a folder, table, split file or
-            published name.
-        root: see `open_splits`.
+        data: `sample:SPLIT`, tar shards, or what `wordsight.data.long_tail.open_long_tail` takes: a folder, list files, table,
+            split file or published name.
+        root: see `open_long_tail`.
         classes: all class names, in their order; None: those of the data.
         test, val: data that take the place of these splits; of several splits the one of that name.
 
@@ -64,7 +64,7 @@ def _open(data: str, root: str | os.PathLike[str] | None) -> Splits:
         given = label_source(open_source(data))
         name = "-".join(name_data(data)) if data.startswith("sample:") else Path(data).stem
         return Splits(name=name, classes=given.classes, train=given)
-    return open_splits(data, root)
+    return open_long_tail(data, root)
 
 
 def _of_classes(splits: Splits, classes: tuple[str, ...]) -> Splits:

@@ -66,7 +66,8 @@ def _file(pictures: LabelledSet, index: int) -> Path | None:
     """Where a picture lies, None where it has no file of its own."""
     source = pictures.source
     while isinstance(source, Selection):
-        source, index = source.sources[0], source.positions[index]
+        index = source.positions[index]
+        source = source.sources[0]
     return source.path(index) if isinstance(source, ListedSource) else None
 
 
@@ -82,15 +83,14 @@ def _write_picture(pictures: LabelledSet, index: int, folder: Path, stem: str) -
         image = pictures.source[index].image
     except BadSampleError as error:
         raise OSError(f"{error.key} can't be read: {error.reason}") from error
-    content = image
-    suffix = "png"
     if isinstance(image, bytes):
+        content = image
         with Image.open(io.BytesIO(image)) as opened:
             suffix = {"JPEG": "jpg"}.get(str(opened.format), str(opened.format).lower())
     else:
         written = io.BytesIO()
         image.save(written, "PNG")
-        content = written.getvalue()
+        content, suffix = written.getvalue(), "png"
     name = f"{stem}.{suffix}"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(content)
