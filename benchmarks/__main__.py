@@ -18,7 +18,15 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-BENCHMARKS = ("train_step", "encode", "tokenizer", "data_pipeline", "contrastive_loss", "quickstart")
+BENCHMARKS = (
+    "train_step",
+    "encode",
+    "tokenizer",
+    "data_pipeline",
+    "contrastive_loss",
+    "token_cache",
+    "quickstart",
+)
 DOCS = Path(__file__).parent.parent / "docs"
 ROWS = DOCS / "benchmarks.json"
 PACKAGES = ("wordsight", "torch", "open_clip_torch", "torchvision", "webdataset", "pillow", "simplejpeg", "tokenizers", "numpy")
