@@ -87,7 +87,7 @@ def test_what_is_kept_is_never_worse_on_validation_than_zero_shot_and_the_probe(
     assert asked == list(ALWAYS), "they are tried though the budget is over; nothing else is"
     assert kept == good
     assert {tried[name].outcome for name in ORDER[2:]} == {"not begun"}
-    assert "budget" in tried["coop"].why
+    assert "left for this seed were over" in tried["coop"].why
 
 
 def test_a_method_that_takes_too_long_is_stopped_and_the_rest_not_begun(

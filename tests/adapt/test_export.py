@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import wordsight
 from tests.adapt.make import colour_folders
-from wordsight.adapt import CoOp, LinearProbe, ZeroShot, export
+from wordsight.adapt import CoCoOp, CoOp, LinearProbe, ZeroShot, export
 from wordsight.adapt.export import to_arrays, to_onnx
 from wordsight.cli.export import command
 
@@ -140,6 +140,17 @@ def test_a_file_that_differs_from_pytorch_is_not_kept(onnx_file: Path, model: An
     export._compare(onnx_file, pixels, right + 5e-5)
     with pytest.raises(ValueError, match=r"differ from PyTorch's by 0\.01"):
         export._compare(onnx_file, pixels, right + 1e-2)
+
+
+def test_a_head_that_runs_the_text_tower_is_refused_in_a_sentence(
+    tmp_path: Path, model: Any, pictures: tuple[list[str], list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    classifier = CoCoOp(model, num_context_tokens=2, epochs=1).fit(*pictures)
+    with pytest.raises(ValueError, match="CoCoOp on CLIP can't be written as ONNX"):
+        to_onnx(classifier, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
+    said = "".join(capfd.readouterr())
+    assert len(said) < 200, "nothing of the exporter's own words"
 
 
 def test_without_the_extra_the_error_names_it(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

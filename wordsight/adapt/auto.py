@@ -93,7 +93,7 @@ def choose(
     if trial.train is None or trial.val is None:
         raise ValueError("auto chooses by validation pictures, so it needs 1 shot or more: with 0 shots ask zero_shot")
     began = time.monotonic()
-    over = f"the budget of {budget_s:.0f} s was over"
+    over = f"the {budget_s:.0f} s that were left for this seed were over"
     best: Learned | None = None
     tried: list[Tried] = []
     for method in ORDER:

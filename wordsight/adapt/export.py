@@ -5,9 +5,13 @@ Shape legend: B pictures, C classes, D feature width, S image side in pixels.
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,7 +71,8 @@ def to_onnx(classifier: Any, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        ValueError: a package is not installed, or the file's logits differ from PyTorch's by more than 1e-4 of the largest.
+        ValueError: a package is not installed, the method can't be written as ONNX (CoCoOp, the decoder), or the file's logits
+            differ from PyTorch's by more than 1e-4 of the largest.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -112,23 +117,40 @@ class _TowerAndHead(nn.Module):
         return self._classifier._logits(features_BD)
 
 
-def _export(head: nn.Module, example: Tensor) -> Any:
-    import logging
+def _export(head: _TowerAndHead, example: Tensor) -> Any:
+    """The program, traced for any number of pictures; what the exporter says meanwhile is for its developers."""
+    from torch.onnx import OnnxExporterError
 
     batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which tells of each thing that it leaves as it is
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silent_logs(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        return torch.onnx.export(
-            head,
-            (example,),
-            input_names=["pixels"],
-            output_names=["logits"],
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=({0: batch},),
-            verbose=False,
-        )
+        try:
+            return torch.onnx.export(
+                head,
+                (example,),
+                input_names=["pixels"],
+                output_names=["logits"],
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+            )
+        except OnnxExporterError as error:
+            raise ValueError(
+                f"{type(head._classifier).__name__} on {type(head.model).__name__} can't be written as ONNX: what it does depends "
+                "on the picture (CoCoOp runs the text tower for each), or uses an operation that the exporter lacks"
+            ) from error
+
+
+@contextmanager
+def _silent_logs() -> Iterator[None]:
+    """Without the log lines of all libraries, and with them again."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _compare(path: Path, pixels: np.ndarray, expected: np.ndarray) -> None:
