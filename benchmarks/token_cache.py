@@ -51,8 +51,8 @@ EPOCHS: tuple[tuple[str, str, Callable[[Tokens], object]], ...] = (
     ("an epoch of a head on ViT-B/16", "0 blocks", partial(train_epoch, num_layers=0, precision="float32")),
     (
         "an epoch of the decoder on ViT-B/16, bfloat16",
-        "3 blocks, learning in bfloat16 on both sides; the tower in float32, as models are loaded (in bfloat16 too, about 5 is to be "
-        "expected)",
+        "3 blocks, learning in bfloat16 on both sides; the tower in float32, as models are loaded (in bfloat16 too, about 5 is "
+        "to be expected)",
         partial(train_epoch, num_layers=3, precision="bfloat16"),
     ),
     (
