@@ -141,6 +141,23 @@ def test_each_picture_goes_through_the_model_once(tmp_path: Path, data: Path, mo
     assert sum(seen) == len(used) + 20, "a complete run computes nothing"
 
 
+@pytest.mark.parametrize("method", ["tip_adapter_f", "clap"])
+def test_what_is_kept_is_what_the_pictures_themselves_would_have_given(
+    tmp_path: Path, model: Any, data: Path, method: str
+) -> None:
+    """Features that are kept and shared change nothing: neither those of the fixed view nor CLAP's of random views."""
+    adapt(model, open_data(str(data)), tmp_path, Request(method=method, shots=1, seeds=(2,)))
+    classifier = wordsight.load_classifier(tmp_path)
+    rows = read_csv(tmp_path / "seeds/2/predictions-test.csv")
+    paths = [str(data / row["picture"]) for row in rows]
+    assert classifier.predict(paths).tolist() == [row["predicted"] for row in rows]
+    (trial,) = trials("few_shot", open_data(str(data)), 1, (2,))
+    train, val = ([str(data / key) for key in part.keys] for part in (trial.train, trial.val))
+    direct = type(classifier)(model, classes=list(trial.classes), seed=2)
+    direct.fit(train, list(trial.train.labels), validation=(val, list(trial.val.labels)))
+    np.testing.assert_allclose(direct.predict_proba(paths), classifier.predict_proba(paths), atol=1e-4)
+
+
 def test_a_method_that_reads_tokens_gets_the_pictures(tmp_path: Path, model: Any, data: Path) -> None:
     few = {"steps": 2, "batch_size": 4, "num_layers": 1}
     adapt(model, open_data(str(data)), tmp_path, Request(method="decoder", shots=1, seeds=(1,), parameters=few))

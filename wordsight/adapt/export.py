@@ -137,8 +137,8 @@ def _export(head: _TowerAndHead, example: Tensor) -> Any:
             )
         except OnnxExporterError as error:
             raise ValueError(
-                f"{type(head._classifier).__name__} on {type(head.model).__name__} can't be written as ONNX: what it does depends "
-                "on the picture (CoCoOp runs the text tower for each), or uses an operation that the exporter lacks"
+                f"{type(head._classifier).__name__} on {type(head.model).__name__} can't be written as ONNX: what it does "
+                "depends on the picture (CoCoOp runs the text tower for each), or uses an operation that the exporter lacks"
             ) from error
 
 
