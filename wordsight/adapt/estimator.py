@@ -8,6 +8,7 @@ Shape legend: N pictures, V views of them, C classes, D feature width.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise ValueError("validation must be (X, y)")
             held_out = self._features(validation[0]), self._targets(_labels(*validation))
+            if len(held_out[0]) != len(held_out[1]):
+                raise ValueError(f"validation has {len(held_out[0])} pictures and {len(held_out[1])} labels")
         self._fit(features_VND, targets_N, held_out)
         return self
 
@@ -194,7 +197,7 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(labels)
         self.classes_ = np.unique(labels) if self.classes is None else class_list(self.classes)
         if len(self.classes_) < 2:
-            raise ValueError(f"{type(self).__name__} needs at least 2 classes, got one class: {self.classes_[0]!r}")
+            raise ValueError(f"{type(self).__name__} needs at least 2 classes, got one class: {self.classes_.tolist()[0]!r}")
         targets_N = self._targets(labels)
         empty = sorted(set(range(len(self.classes_))) - set(targets_N.tolist()))
         if empty and self.needs_every_class:
@@ -280,9 +283,10 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
             "num_features": self.n_features_in_,
             "model": None if self.model is None else model_fingerprint(self.model),
             "fitted": {name: value for name, value in values.items() if not isinstance(value, Tensor)},
+            "tensors": hashlib.sha256(content := to_bytes(tensors)).hexdigest(),
         }
         temporary = folder / f".{TENSORS}.tmp"
-        temporary.write_bytes(to_bytes(tensors))
+        temporary.write_bytes(content)
         os.replace(temporary, folder / TENSORS)
         write_atomically(folder / CONFIG, json.dumps(config, indent=1, ensure_ascii=False, default=os.fspath) + "\n")
         return folder
@@ -313,41 +317,59 @@ def load_classifier(folder: str | os.PathLike[str], model: Any = None) -> Adapte
         FileNotFoundError: no classifier there, or its model is not.
         ValueError: damaged files, or another model than it was made for.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and (folder / "classifier" / CONFIG).is_file():
         folder = folder / "classifier"
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no classifier in {folder}: it should hold {CONFIG}, as `wordsight adapt` writes it")
+    config, tensors = _read(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise ValueError(f"the classifier in {folder} is damaged: {error}") from error
-    if config.get("format") != FORMAT_VERSION:
-        raise ValueError(f"{folder / CONFIG} has format {config.get('format')!r}, this version reads {FORMAT_VERSION}")
-    cls = method_class(config["method"])
-    if config["model"] is not None:
+        cls = method_class(config["method"])
+        classes = config["classes"] if config["given_classes"] else None
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in config["settings"].items()}
+        classifier: AdaptedClassifier = cls(None, classes=classes, **settings)
+        classifier.classes_ = np.array(config["classes"])
+        classifier.n_features_in_ = int(config["num_features"])
+        values, saved_for = {**config["fitted"], **tensors}, config["model"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the classifier in {folder} is damaged, or of another version: {error}") from error
+    if saved_for is not None:
         if model is None:
             if not (folder / MODEL).is_dir():
                 raise FileNotFoundError(f"the classifier in {folder} was saved without its model: give it with model=")
             from wordsight.bundle import load
 
             model = load(folder / MODEL)
-        if model_fingerprint(model) != config["model"]:
+        if model_fingerprint(model) != saved_for:
             raise ValueError(
                 f"the classifier in {folder} was made for another model (weights, tokenizer or preprocessing differ): its "
                 "figures would be wrong on this one"
             )
-    classes = config["classes"] if config["given_classes"] else None
-    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in config["settings"].items()}
-    classifier: AdaptedClassifier = cls(model, classes=classes, **settings)
-    classifier.classes_ = np.array(config["classes"])
-    classifier.n_features_in_ = config["num_features"]
-    classifier._restore({**config["fitted"], **tensors})
+    classifier.model = model
+    classifier._restore(values)
     return classifier
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The two files of a classifier: settings, and the tensors that belong to them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not (folder / TENSORS).is_file():
+        raise FileNotFoundError(f"the classifier in {folder} lacks {TENSORS}")
+    content = (folder / TENSORS).read_bytes()
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise ValueError(f"the classifier in {folder} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"the classifier in {folder} is damaged: {CONFIG} holds no object")
+    if config.get("format") != FORMAT_VERSION:
+        raise ValueError(f"{folder / CONFIG} has format {config.get('format')!r}, this version reads {FORMAT_VERSION}")
+    if config.get("tensors") != hashlib.sha256(content).hexdigest():
+        raise ValueError(f"the classifier in {folder} is damaged: {TENSORS} is not the file that belongs to {CONFIG}")
+    return config, tensors
 
 
 def model_fingerprint(model: Any) -> str:

@@ -61,7 +61,7 @@ class ZeroShot(AdaptedClassifier):
             if y is not None:
                 self._targets(_labels(X, y))  # names a label that is not among the classes
         if len(self.classes_) < 2:
-            raise ValueError(f"ZeroShot needs at least 2 classes, got one class: {self.classes_[0]!r}")
+            raise ValueError(f"ZeroShot needs at least 2 classes, got one class: {self.classes_.tolist()[0]!r}")
         self.class_vectors_ = self._text_features()
         self.n_features_in_ = self.class_vectors_.shape[1]
         self.scale_ = self._scale()

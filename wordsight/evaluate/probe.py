@@ -27,7 +27,7 @@ MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
 LOG10_RANGE = (-6, 6)  # of lambda
 TOLERANCE = 1e-7  # a fit ends where the decrease that its next step expects is this share of the loss
-TUNING_SLACK = 1e-3  # nats a picture: a large fit that only tunes lambda ends here: its accuracy has settled by then
+TUNING_TOLERANCE = 5e-3  # the same for a large fit that only tunes lambda
 MEMORY = 10  # steps that L-BFGS remembers
 SMALL = 1 << 24  # N x D x C up to which everything is float64, and a fit costs so little that tuning ones end as others do
 BLOCK_NUMBERS = 1 << 20  # logits of one block
@@ -188,9 +188,9 @@ class Path:
             # of two at the same distance the larger lambda's, which is the smoother solution
             near = min(self.known, key=lambda other: (round(abs(math.log(other / lam)), 6), -other), default=None)
             start = self.problem.start() if near is None else self.known[near]
-            slack = 0.0 if self.problem.dtype == torch.float64 else TUNING_SLACK
+            tolerance = TOLERANCE if self.problem.dtype == torch.float64 else TUNING_TOLERANCE
             self.known[lam], self.solutions[lam] = self.problem.descend(
-                start, lam, slack=slack, max_iterations=self.max_iterations
+                start, lam, tolerance=tolerance, max_iterations=self.max_iterations
             )
         return self.solutions[lam]
 
@@ -280,19 +280,20 @@ class LogisticRegression:
         return self.descend(self.start(start), lam, max_iterations=max_iterations)[1]
 
     def descend(
-        self, point: Point, lam: float, *, slack: float = 0.0, max_iterations: int = MAX_ITERATIONS
+        self, point: Point, lam: float, *, tolerance: float | None = None, max_iterations: int = MAX_ITERATIONS
     ) -> tuple[Point, Solution]:
         """L-BFGS from a point to the minimum for one lambda.
 
         Args:
             point: where to start.
             lam: lambda.
-            slack: nats a picture that may be left to gain; 0: only what `TOLERANCE` leaves.
+            tolerance: it ends where the decrease that its next step expects is this share of the loss; None is `TOLERANCE`.
             max_iterations: steps.
 
         Raises:
             ValueError: the loss is infinite or undefined where it starts.
         """
+        tolerance = TOLERANCE if tolerance is None else tolerance
         penalty = 2 * lam if self.num_classes == 2 else lam
         weighted = torch.full((len(point.x), 1), penalty, dtype=torch.float64, device=self.device)
         weighted[-1] = 0.0  # the bias
@@ -309,7 +310,7 @@ class LogisticRegression:
         while count < max_iterations and not converged:
             step = _direction(gradient, point.spread_C * scale + weighted, memory)
             slope = float((gradient * step).sum())
-            if -slope / 2 <= max(TOLERANCE * value, slack * self.num_rows):
+            if -slope / 2 <= tolerance * value:
                 converged = True
                 break
             size = 1.0
