@@ -24,12 +24,12 @@ from wordsight.adapt.protocol import Trial
 ALWAYS = ("zero_shot", "linear_probe")
 ORDER = (
     *ALWAYS,
-    "cross_modal_probe",
     "tip_adapter",
-    "lp_plus_plus",
     "tip_adapter_f",
     "clip_adapter",
     "clap",
+    "lp_plus_plus",
+    "cross_modal_probe",
     "coop",
     "cocoop",
 )
