@@ -18,17 +18,18 @@ context length in tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from wordsight.adapt.prompts import lay_out
+from wordsight.nn.bert import Bert
 from wordsight.nn.text import TextTransformer
 
 KeysValues = tuple[Tensor, Tensor]  # of one layer, each [G, H, P, E]
@@ -99,7 +100,7 @@ class PromptEncoder:
         self._is_causal = isinstance(self._trunk, TextTransformer)
         if self._is_causal:
             self._sizes_C = self.layout.lengths - self.layout.num_shared
-        elif hasattr(self._trunk, "forward_tokens"):  # cuts off behind the longest prompt of a chunk
+        elif isinstance(self._trunk, Bert):  # cuts off behind the longest prompt of a chunk
             self._sizes_C = self.layout.lengths
         else:
             self._sizes_C = torch.full_like(self.layout.lengths, self.layout.rows.shape[1])
@@ -162,9 +163,9 @@ class PromptEncoder:
     def _whole(self, contexts_GRW: Tensor) -> Tensor:
         """All C x L tokens of each context through the tower: [G, C, D]."""
         every_C = torch.arange(len(self.layout.names))
-        return torch.cat([self._through_tower(context_RW[None], every_C) for context_RW in contexts_GRW])
+        return torch.cat([self._through_tower(every_C, context_RW[None]) for context_RW in contexts_GRW])
 
-    def _through_tower(self, contexts_GRW: Tensor, classes_n: Tensor) -> Tensor:
+    def _through_tower(self, classes_n: Tensor, contexts_GRW: Tensor) -> Tensor:
         """The prompts of some classes, as they are, through the tower: [G, n, D]."""
         rows_nL = self.layout.rows[classes_n].to(self.device)
         tokens_NL = self.layout.tokens[classes_n].to(self.device).repeat(len(contexts_GRW), 1)
@@ -179,10 +180,13 @@ class PromptEncoder:
         again = torch.is_grad_enabled() and contexts_GRW.requires_grad and len(chunks) * len(parts) > 1
         rows = []
         for part_GRW in parts:
-            encode: Any = partial(self._packed, self._shared(part_GRW)) if self._is_causal else self._through_tower
-            if again:
-                encode = partial(checkpoint, encode, use_reentrant=False, preserve_rng_state=False)
-            rows.append(torch.cat([encode(part_GRW, chunk_n) for chunk_n in chunks], dim=1))
+            shared = self._shared(part_GRW) if self._is_causal else ()
+            inputs = (part_GRW, *chain.from_iterable(shared))
+            made = []
+            for chunk_n in chunks:
+                encode = partial(self._packed if self._is_causal else self._through_tower, chunk_n)
+                made.append(_ComputedAgain.apply(encode, *inputs) if again else encode(*inputs))
+            rows.append(torch.cat(made, dim=1))
         return torch.cat(rows)
 
     def _shared(self, contexts_GRW: Tensor) -> list[KeysValues]:
@@ -198,8 +202,14 @@ class PromptEncoder:
         _, k_GPW, v_GPW = last.attn.qkv(last.norm1(x_GPW)).chunk(3, dim=-1)
         return [*found, (_by_head(k_GPW, last), _by_head(v_GPW, last))]
 
-    def _packed(self, shared: list[KeysValues], contexts_GRW: Tensor, classes_n: Tensor) -> Tensor:
-        """What differs of the prompts of some classes, ordered by length, through a causal tower: [G, n, D]."""
+    def _packed(self, classes_n: Tensor, contexts_GRW: Tensor, *shared: Tensor) -> Tensor:
+        """What differs of the prompts of some classes, ordered by length, through a causal tower: [G, n, D].
+
+        Args:
+            classes_n: which.
+            contexts_GRW: the contexts.
+            shared: keys and values of the first layer, of the second and so on.
+        """
         num_shared, trunk = self.layout.num_shared, self._trunk
         sizes_n = self.layout.lengths[classes_n] - num_shared
         place_L = torch.arange(self.layout.rows.shape[1])
@@ -208,12 +218,41 @@ class PromptEncoder:
         x_GKW = x_GKW + trunk.position_embedding[is_packed_nL.nonzero()[:, 1].to(self.device)]
         groups = [(len(list(same)), size) for size, same in groupby(sizes_n.tolist())]
         *blocks, last = trunk.blocks
-        for block, before in zip(blocks, shared, strict=False):
-            x_GKW, _ = _layer(block, x_GKW, groups, before)
+        *before, before_last = zip(shared[::2], shared[1::2], strict=True)
+        for block, keys_values in zip(blocks, before, strict=True):
+            x_GKW, _ = _layer(block, x_GKW, groups, keys_values)
         end_n = (sizes_n.cumsum(0) - 1).to(self.device)
-        x_GnW = _last_layer(last, x_GKW, end_n, groups, shared[-1])
+        x_GnW = _last_layer(last, x_GKW, end_n, groups, before_last)
         features_GnD = trunk.norm_final(x_GnW) @ trunk.projection
         return features_GnD if trunk is self._tower else self._tower.head(features_GnD)
+
+
+class _ComputedAgain(torch.autograd.Function):
+    """A function of tensors that keeps nothing but them, and is computed again in the backward pass.
+
+    One node of the graph for all of it: `torch.utils.checkpoint` leaves a node an operation, and those small pieces of memory
+    between the large ones that come and go make a process four times as large as what it needs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        kind = tensors[0].device.type
+        ctx.function = function
+        ctx.autocast = {"device_type": kind, "enabled": torch.is_autocast_enabled(kind), "dtype": torch.get_autocast_dtype(kind)}
+        ctx.save_for_backward(*tensors)
+        return function(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, at_out: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = [
+            tensor.detach().requires_grad_(wanted)
+            for tensor, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            out = ctx.function(*tensors)
+        found = iter(torch.autograd.grad(out, [tensor for tensor in tensors if tensor.requires_grad], at_out))
+        return (None, *(next(found) if tensor.requires_grad else None for tensor in tensors))
 
 
 def tokenizer_of(model: Any) -> Any:
