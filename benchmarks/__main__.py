@@ -24,6 +24,8 @@ BENCHMARKS = (
     "tokenizer",
     "data_pipeline",
     "contrastive_loss",
+    "few_shot",
+    "prompt_learning",
     "token_cache",
     "quickstart",
 )
