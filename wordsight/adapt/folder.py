@@ -46,6 +46,8 @@ class AdaptFolder:
         path: the folder.
     """
 
+    command = "`wordsight adapt`"
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -59,7 +61,7 @@ class AdaptFolder:
         if not (self.path / "settings.json").exists() and any(
             (self.path / name).exists() for name in ("recipe.json", "classifier")
         ):
-            raise ValueError(f"{self.path} holds something else than a run of `wordsight adapt`: choose another --run")
+            raise ValueError(f"{self.path} holds something else than a run of {self.command}: choose another --run")
         with hold(self.path, "adapting into"):
             self._check(settings)
             self._tidy()
@@ -69,7 +71,7 @@ class AdaptFolder:
         path = self.path / "settings.json"
         now = json.loads(json.dumps(settings))  # as it is read back
         old = read_json(path, None)
-        if old is None or not any(self.path.glob("seeds/*/result.json")):  # nothing is done that other settings could mix with
+        if old is None or not any(self.path.glob("*/**/result.json")):  # nothing is done that other settings could mix with
             (self.path / "features.json").unlink(missing_ok=True)
             write_atomically(path, json.dumps(now, indent=1, ensure_ascii=False) + "\n")
             return

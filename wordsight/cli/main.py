@@ -8,13 +8,14 @@ from importlib import import_module
 
 import click
 
-# command -> one line for `wordsight --help`; wordsight/cli/<command>.py has a click command (or group) named `command`.
+# command -> one line for `wordsight --help`; wordsight/cli/<command>.py ("-" is "_") has its click command, named `command`.
 COMMANDS = {
     "quickstart": "Train a small CLIP on the embedded pictures, judge it and ask it things.",
     "train": "Train a model by a recipe, into a run folder.",
     "evaluate": "Measure a model: zero-shot classification and retrieval.",
     "classify": "Name pictures from your own list of labels.",
     "adapt": "Learn a classifier from a few labelled pictures.",
+    "long-tail": "Compare methods for classes of unequal size.",
     "predict": "Name pictures with a classifier of `wordsight adapt`.",
     "export": "Write such a classifier as plain arrays or ONNX.",
     "embed": "Turn pictures or texts into vectors (npy or Parquet).",
@@ -33,7 +34,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"wordsight.cli.{cmd_name}").command
+        command: click.Command = import_module(f"wordsight.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -167,7 +167,7 @@ def point_chart(points: Sequence[Point], *, x_name: str, y_name: str, label: str
     for power in range(first, last + 1):
         parts.append(_tick(x_at(10.0**power), short(10.0**power)))
     parts += _axes(x_name, y_name)
-    for point in points:
+    for point in sorted(points, key=lambda point: point.strong):  # strong ones over the others
         x, style = x_at(point.x), "s2" if point.strong else "s0"
         parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{y_at(point.high):.1f}" y2="{y_at(point.low):.1f}"/>')
         parts.append(

@@ -74,13 +74,13 @@ def render_report(folder: Path) -> str:
     )
 
 
-def fill_page(package: str, **values: Any) -> str:
-    """A package's `assets/report.html.j2` with values in it, all escaped, and the style that reports share."""
+def fill_page(package: str, template: str = "report.html.j2", **values: Any) -> str:
+    """A template of a package's `assets` with values in it, all escaped, and the style that reports share."""
     import jinja2
 
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters |= {"percent": percent, "figure": figure, "thousands": lambda number: f"{number:,}"}
-    source = (files(package) / "assets" / "report.html.j2").read_text(encoding="utf-8")
+    source = (files(package) / "assets" / template).read_text(encoding="utf-8")
     style = (files("wordsight.evaluate") / "assets" / "report.css").read_text(encoding="utf-8")
     return page.from_string(source).render(style=style, **values)
 

@@ -1,0 +1,489 @@
+"""`wordsight long-tail`: methods x seeds on classes of unequal size, each cell a folder, whole or not at all.
+
+```
+settings.json        what the figures depend on; another question in the same folder is refused
+environment.json     machine and versions of each start
+features/, tokens/   what the frozen tower gives, by content: computed once for all cells
+features.json        what that cost
+cells/METHOD/SEED/   classifier/ (without its model), predictions-val.csv, predictions-test.csv, per_class-test.csv, result.json
+classifier/          the kept one, with its model: wordsight.load_classifier(DIR), wordsight predict --run DIR
+summary.json         means over seeds, which method is kept and by how much, costs, what failed or was left out
+results.json, table.csv, accuracy_cost.svg, class_counts.svg, report.html
+```
+
+Methods and seeds are not among the settings: a grid that is done can be asked for more of them.
+
+Shape legend: N pictures, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wordsight.adapt.costs import Cost, Meter, total
+from wordsight.adapt.estimator import load_classifier, model_fingerprint
+from wordsight.adapt.folder import AdaptFolder
+from wordsight.adapt.grid_figures import summarise, write_figures
+from wordsight.adapt.imbalanced import LOSSES
+from wordsight.adapt.judge import _write_csv
+from wordsight.adapt.learn import make
+from wordsight.adapt.second_stage import second_stage
+from wordsight.adapt.tail_data import Inputs, Part, TailData, answers, prepare
+from wordsight.data.few_shot import Splits
+from wordsight.evaluate import long_tail
+from wordsight.evaluate.metrics import mean_per_class, mean_per_class_interval
+from wordsight.types import Metric
+
+FORMAT_VERSION = 1
+STAGES = {  # as cells are called -> second_stage.KINDS
+    "crt": "crt",
+    "lws": "lws",
+    "tau": "tau_normalisation",
+    "ncm": "ncm",
+    "disalign": "disalign",
+    "marc": "marc",
+    "logit_adjustment": "logit_adjustment",
+}
+ALL = (  # a second stage mends what cross entropy learns of unequal classes; after another loss it can be asked for by name
+    "zero_shot",
+    "linear_probe",
+    "decoder+cross_entropy",
+    "decoder+class_balanced",
+    "decoder+effective_number",
+    "decoder+grw",
+    "decoder+focal",
+    "decoder+balanced_softmax",
+    "decoder+logit_adjustment",
+    "decoder+ldam",
+    "decoder+lade",
+    "decoder+cross_entropy+crt",
+    "decoder+cross_entropy+lws",
+    "decoder+cross_entropy+tau",
+    "decoder+cross_entropy+ncm",
+    "decoder+cross_entropy+disalign",
+    "decoder+cross_entropy+marc",
+    "decoder+cross_entropy+logit_adjustment",
+)
+ESTIMATORS = ("zero_shot", "linear_probe", "decoder")
+OWN_SETTINGS = {  # of the decoder, that the grid gives it itself
+    "loss": "it is part of a cell's name",
+    "stage2": "it is part of a cell's name",
+    "cache": "all cells share the run's",
+}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellMethod:
+    """What a cell's name means.
+
+    Attributes:
+        estimator: one of ESTIMATORS.
+        loss: of the decoder.
+        stage2: a key of STAGES, or None.
+    """
+
+    estimator: str
+    loss: str | None = None
+    stage2: str | None = None
+
+    @property
+    def first(self) -> str | None:
+        """The name of the cell that a second stage starts from."""
+        return None if self.stage2 is None else f"{self.estimator}+{self.loss}"
+
+
+def read_method(name: str) -> CellMethod:
+    """zero_shot, linear_probe, decoder+LOSS or decoder+LOSS+STAGE.
+
+    Raises:
+        ValueError: another name, with what there is.
+    """
+    estimator, *rest = name.split("+")
+    if estimator == "decoder" and 1 <= len(rest) <= 2 and rest[0] in LOSSES and all(stage in STAGES for stage in rest[1:]):
+        return CellMethod(estimator=estimator, loss=rest[0], stage2=rest[1] if len(rest) > 1 else None)
+    if estimator in ESTIMATORS and estimator != "decoder" and not rest:
+        return CellMethod(estimator=estimator)
+    raise ValueError(
+        f"no method {name!r}: write zero_shot, linear_probe, decoder+LOSS or decoder+LOSS+STAGE, with LOSS one of "
+        f"{', '.join(LOSSES)}, and STAGE one of {', '.join(STAGES)}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridRequest:
+    """What to learn.
+
+    Attributes:
+        methods: names of cells, see `read_method`; the first stage of a second stage is added where it is missing.
+        seeds: of rows, weights and views.
+        parameters: of estimators, by name.
+        many_above, few_below: which classes are many and few, see `evaluate.long_tail.judge`.
+        words: what the user typed for model and data, for settings.json and the report.
+    """
+
+    methods: tuple[str, ...] = ALL
+    seeds: tuple[int, ...] = (1, 2, 3)
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    many_above: float = 100
+    few_below: float = 20
+    words: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods must be different names, at least one, got {', '.join(self.methods) or 'none'}")
+        for name in self.methods:
+            read_method(name)
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different whole numbers of 0 or more, at least one, got {list(self.seeds)}")
+        if not 0 <= self.few_below <= self.many_above + 1:
+            raise ValueError(f"few_below must be 0 to many_above + 1, got {self.few_below:g} and {self.many_above:g}")
+        for estimator, own in self.parameters.items():
+            if estimator not in ESTIMATORS:
+                raise ValueError(f"the grid's methods are {', '.join(ESTIMATORS)}; it has no {estimator} to set anything of")
+            for key in own:
+                if estimator == "decoder" and key in OWN_SETTINGS:
+                    raise ValueError(f"decoder.{key} can't be set in a grid: {OWN_SETTINGS[key]}")
+
+    @property
+    def cells(self) -> tuple[tuple[str, int], ...]:
+        """(method, seed) in the order in which they are done: seed by seed, a first stage before its second one."""
+        ordered: dict[str, None] = {}
+        for name in self.methods:
+            ordered |= {one: None for one in (read_method(name).first, name) if one is not None}
+        return tuple((name, seed) for seed in self.seeds for name in ordered)
+
+
+class GridFolder(AdaptFolder):
+    """The folder of a grid: cells in the place of seeds."""
+
+    command = "`wordsight long-tail`"
+
+    def cell_dir(self, cell: tuple[str, int]) -> Path:
+        """A cell's folder, which is there whole or not at all."""
+        return self.path / "cells" / cell[0] / str(cell[1])
+
+    def cell(self, cell: tuple[str, int]) -> dict[str, Any] | None:
+        """What a cell that is done has found; None where it is not."""
+        path = self.cell_dir(cell) / "result.json"
+        found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return found
+
+    def begin_cell(self) -> Path:
+        """An empty folder to write a cell into."""
+        new = self.path / "cells" / ".new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        return new
+
+    def finish_cell(self, cell: tuple[str, int], result: Mapping[str, Any]) -> None:
+        """All of a cell is written: put it in its place."""
+        self.write("cells/.new/result.json", result)
+        final = self.cell_dir(cell)
+        final.parent.mkdir(exist_ok=True)
+        os.rename(self.path / "cells" / ".new", final)
+
+
+def run_grid(
+    model: Any,
+    splits: Splits,
+    run_dir: str | os.PathLike[str],
+    request: GridRequest,
+    *,
+    budget_s: float | None = None,
+    progress: bool = False,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Do the cells of a grid that are not done, compare the methods, write the report.
+
+    Args:
+        model: a frozen Embedder.
+        splits: the data set; what it lacks is held out of train.
+        run_dir: the folder of the run.
+        request: methods, seeds, settings.
+        budget_s: no cell begins after so many seconds of this call; what is left out is named, and done by the next call.
+        progress: whether to show bars.
+        say: told in a line what happens.
+
+    Returns:
+        summary.json's content.
+
+    Raises:
+        ValueError: data that can't be used, another question in the same folder, another process in it, features that are not
+            finite, a budget in which no cell was done. A cell that can't be learned fails alone: summary["failed"] says why.
+        OSError: a picture can't be read, or the folder can't be written. Cells and features that are done stay.
+    """
+    if budget_s is not None and not 0 < budget_s < float("inf"):
+        raise ValueError(f"the budget must be seconds above 0, got {budget_s}")
+    start = time.monotonic()
+    data = prepare(splits)
+    folder = GridFolder(Path(run_dir))
+    settings = _settings(request, model, data)
+    with folder.locked(settings):
+        shutil.rmtree(folder.path / "cells" / ".new", ignore_errors=True)
+        folder.describe(next(model.parameters()).device, request.seeds[0])
+        run = _Grid(model, request, data, folder, progress, say)
+        failed = run.do(None if budget_s is None else start + budget_s)
+        results = {cell: found for cell in request.cells if (found := folder.cell(cell)) is not None}
+        if not results:
+            raise ValueError(_nothing(failed, budget_s))
+        summary = summarise(folder, settings, data, request.cells, results, failed)
+        kept = summary["kept"]
+        folder.keep(load_classifier(folder.cell_dir((kept["method"], kept["seed"])) / "classifier", model))
+        write_figures(folder, settings, data, results, summary)
+        folder.write("summary.json", summary)
+        from wordsight.adapt.grid_report import write_report
+
+        write_report(folder.path)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """What is done in a folder that is held."""
+
+    model: Any
+    request: GridRequest
+    data: TailData
+    folder: GridFolder
+    progress: bool
+    say: Say
+    fitted: dict[str, Any] = field(default_factory=dict)  # first stages of the seed at hand
+
+    def do(self, until: float | None) -> dict[tuple[str, int], str]:
+        """Do the cells that are left; those that failed, with the reason."""
+        cells = self.request.cells
+        left = [cell for cell in cells if self.folder.cell(cell) is None]
+        if len(left) < len(cells):
+            self.say(f"{len(cells) - len(left)} of {len(cells)} cells are done already")
+        failed: dict[tuple[str, int], str] = {}
+        if not left:
+            return failed
+        _warm_up(next(self.model.parameters()).device)
+        inputs = self._inputs(left)
+        from tqdm import tqdm
+
+        with tqdm(total=len(cells), initial=len(cells) - len(left), desc="cells", unit="cell", disable=not self.progress) as bar:
+            for place, cell in enumerate(left):
+                if until is not None and time.monotonic() > until:
+                    self.say(f"the budget is spent: {len(left) - place} cells are left for the next call")
+                    break
+                name, seed = cell
+                bar.set_postfix_str(f"{name}, seed {seed}")
+                if place and left[place - 1][1] != seed:
+                    self.fitted.clear()
+                try:
+                    told = self._cell(cell, inputs, failed)
+                except ValueError as error:
+                    failed[cell] = str(error)
+                    told = f"failed: {error}"
+                self.say(f"cell {len(cells) - len(left) + place + 1} of {len(cells)}, {name}, seed {seed}: {told}")
+                bar.update()
+        return failed
+
+    def _inputs(self, left: Sequence[tuple[str, int]]) -> Inputs:
+        """Features and tokens of all pictures, and their cost when they were first computed."""
+        own = self.request.parameters.get("decoder", {})
+        inputs = Inputs(
+            self.model,
+            self.data,
+            self.folder.path,
+            num_views=own.get("num_views", 0),
+            token_kind=own.get("token_kind", "float16"),
+            progress=self.progress,
+        )
+        with Meter(next(self.model.parameters()).device) as meter:
+            for name, seed in left:
+                layer = self._make(name, seed).layer
+                for part in ("train", "val", "test"):
+                    inputs.of(part, layer, seed)
+        self.say(f"features and tokens of {len(inputs):,} pictures: {meter.cost.seconds:.1f} s")
+        if self.folder.shared_cost() is None:
+            self.folder.write("features.json", {"count": len(inputs), **meter.cost.to_json()})
+        return inputs
+
+    def _make(self, name: str, seed: int) -> Any:
+        """A cell's estimator, not fitted; of a second stage its first one."""
+        what = read_method(name)
+        own = dict(self.request.parameters.get(what.estimator, {})) | ({} if what.loss is None else {"loss": what.loss})
+        classes = self.data.classes if what.estimator == "zero_shot" else self.data.learned
+        return make(self.model, what.estimator, own, classes, seed)
+
+    def _cell(self, cell: tuple[str, int], inputs: Inputs, failed: Mapping[tuple[str, int], str]) -> str:
+        """Learn, judge, write a cell; a line about it."""
+        name, seed = cell
+        what = read_method(name)
+        cost = None
+        if what.first is None:
+            classifier = self._make(name, seed)
+            layer = classifier.layer
+            train, held_out = inputs.of("train", layer, seed), inputs.held_out(layer, seed)
+            with Meter(next(self.model.parameters()).device) as meter, warnings.catch_warnings():
+                # a few pictures of many classes look like numbers to scikit-learn; they are names
+                warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+                classifier.fit(train, list(self.data.train.labels), validation=held_out)
+        else:
+            if (what.first, seed) in failed:
+                raise ValueError(f"its first stage, {what.first}, failed")
+            first, cost = self._first(what.first, seed)
+            train, held_out = inputs.of("train", first.layer, seed), inputs.held_out(first.layer, seed)
+            with Meter(next(self.model.parameters()).device) as meter:
+                kind = STAGES[what.stage2 or ""]
+                classifier = second_stage(first, kind, train, list(self.data.train.labels), validation=held_out)
+        if what.estimator == "decoder" and what.stage2 is None:
+            self.fitted[name] = classifier
+        return self._write(cell, classifier, inputs, meter.cost, cost)
+
+    def _first(self, name: str, seed: int) -> tuple[Any, Cost]:
+        """A first stage and what it took."""
+        if name not in self.fitted:
+            self.fitted[name] = load_classifier(self.folder.cell_dir((name, seed)) / "classifier", self.model)
+        found = self.folder.cell((name, seed))
+        assert found is not None
+        return self.fitted[name], Cost(**found["cost"])
+
+    def _write(self, cell: tuple[str, int], classifier: Any, inputs: Inputs, own: Cost, first: Cost | None) -> str:
+        """A cell's files; the line about it."""
+        path = self.folder.begin_cell()
+        classifier.save(path / "classifier", with_model=False)
+        given = {part: answers(classifier, inputs.of(part, classifier.layer, cell[1]), self.data.classes) for part in PARTS}
+        for part, (predicted, confidence) in given.items():
+            self._write_answers(path / f"predictions-{part}.csv", part, predicted, confidence)
+        predicted, confidence = given["test"]
+        found = long_tail.judge(
+            self.data.targets("test"),
+            predicted,
+            self.data.counts,
+            confidences=confidence,
+            classes=self.data.classes,
+            many_above=self.request.many_above,
+            few_below=self.request.few_below,
+        )
+        _write_per_class(path / "per_class-test.csv", found)
+        validation = _validation(self.data, given["val"][0])
+        cost = own if first is None else total([first, own])
+        result = {
+            "method": cell[0],
+            "seed": cell[1],
+            "validation": validation,
+            "metrics": {name: _plain(one) for name, one in found.metrics.items()},
+            "intervals": found.intervals,
+            "over_classes": {name: list(bounds) for name, bounds in found.over_classes.items()},
+            "confusion": [{"right": a, "predicted": b, **_plain(one)} for (a, b), one in found.confusion.items()],
+            "groups": {name: len(names) for name, names in found.groups.items()},
+            "notes": list(found.notes),
+            "chosen": _chosen(classifier),
+            "own_cost": own.to_json(),
+            "cost": cost.to_json(),
+        }
+        self.folder.finish_cell(cell, result)
+        few = found.metrics.get("top1_few")
+        parts = [f"validation {validation['mean_per_class']:.1%}", f"test {found.metrics['top1'].value:.1%}"]
+        parts += [] if few is None else [f"few {few.value:.1%}"]
+        return f"{', '.join(parts)}, {own.seconds:.1f} s"
+
+    def _write_answers(self, path: Path, part: Part, predicted: np.ndarray, confidence: np.ndarray) -> None:
+        pictures, classes = self.data.part(part), self.data.classes
+        rows = zip(pictures.keys, pictures.labels, predicted.tolist(), confidence.tolist(), strict=True)
+        _write_csv(
+            path,
+            ("picture", "label", "predicted", "probability"),
+            ((key, label, classes[guess], f"{sure:.6f}") for key, label, guess, sure in rows),
+        )
+
+
+PARTS: tuple[Part, ...] = ("val", "test")
+
+
+def _warm_up(device: torch.device) -> None:
+    """PyTorch loads seconds' worth of modules at an optimizer's first step, which the first cell should not be charged with."""
+    weight = torch.nn.Parameter(torch.zeros(1, device=device))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.sum().backward()
+    optimizer.step()
+
+
+def _validation(data: TailData, predicted: np.ndarray) -> dict[str, Any]:
+    """Mean per class on the validation pictures, by which methods are compared: a skewed split must not favour the head."""
+    targets = data.targets("val")
+    right = predicted == targets
+    return {
+        "mean_per_class": mean_per_class(targets, right, len(data.classes)),
+        "ci95": list(mean_per_class_interval(targets, right, len(data.classes))),
+        "top1": float(right.mean()),
+        "count": len(targets),
+        "num_classes": len(set(targets.tolist())),
+    }
+
+
+def _chosen(classifier: Any) -> dict[str, float]:
+    """What a method has chosen on validation."""
+    names = {"C_": "C", "second_stage_tau_": "tau"}
+    found = {name: getattr(classifier, attribute, None) for attribute, name in names.items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _plain(metric: Metric) -> dict[str, Any]:
+    return {"value": metric.value, "count": metric.count, "ci95": list(metric.ci95), "chance": metric.chance}
+
+
+def _write_per_class(path: Path, found: long_tail.LongTail) -> None:
+    def share(one: Metric | None) -> tuple[str, ...]:
+        return ("", "", "") if one is None else tuple(f"{value:.4f}" for value in (one.value, *one.ci95))
+
+    _write_csv(
+        path,
+        ("class", "group", "train_count", "count", "predicted", "right", "recall", "low95", "high95", "precision", "f1"),
+        (
+            (
+                row.name,
+                row.group,
+                f"{row.train_count:g}",
+                row.count,
+                row.predicted,
+                row.right,
+                *share(row.recall),
+                share(row.precision)[0],
+                "" if row.f1 is None else f"{row.f1:.4f}",
+            )
+            for row in found.per_class
+        ),
+    )
+
+
+def _nothing(failed: Mapping[tuple[str, int], str], budget_s: float | None) -> str:
+    if failed:
+        (name, seed), why = next(iter(failed.items()))
+        return f"all {len(failed)} cells failed, the first, {name} of seed {seed}, as {why}"
+    return f"no cell was done in {budget_s:g} s: features and tokens are kept, so ask again, or give more"
+
+
+def _settings(request: GridRequest, model: Any, data: TailData) -> dict[str, Any]:
+    """settings.json's content: what the cells' figures depend on."""
+    pictures = hashlib.sha256()
+    for part in ("train", "val", "test"):
+        given = data.part(part)
+        for key, label in zip(given.keys, given.labels, strict=True):
+            pictures.update(f"{part}\0{key}\0{label}\n".encode(errors="surrogateescape"))
+    asked = {name: value for name, value in asdict(request).items() if name not in ("methods", "seeds", "words")}
+    return {
+        "format": FORMAT_VERSION,
+        "protocol": "long_tail",
+        **json.loads(json.dumps(asked)),
+        "data": data.name,
+        "classes": list(data.classes),
+        "words": dict(request.words),
+        "identity": {"model": model_fingerprint(model), "pictures": pictures.hexdigest()[:32]},
+    }

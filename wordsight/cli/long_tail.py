@@ -1,0 +1,173 @@
+"""`wordsight long-tail`: methods for classes of unequal size compared, methods x seeds, into a run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wordsight.cli.classify import read_labels
+from wordsight.cli.loading import DEVICES, QUICKSTART, load_model
+
+if TYPE_CHECKING:
+    from wordsight.adapt.grid import GridRequest
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  wordsight long-tail --model ViT-B-16.pt --data photos-lt.csv --methods all --run runs/photos
+  wordsight long-tail --data ImageNet_LT/ --methods zero_shot,decoder+balanced_softmax --seeds 1 --run runs/lt
+""",
+)
+@click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="All that wordsight.load takes.")
+@click.option("--data", required=True, metavar="DATA", help="Class folders, table, list files, published name or sample:SPLIT.")
+@click.option("--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
+@click.option(
+    "--methods", default="all", show_default=True, metavar="A,B", help="Or zero_shot, decoder+LOSS, decoder+LOSS+STAGE."
+)
+@click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Each learns anew; pictures stay the same.")
+@click.option("--budget", type=float, metavar="SECONDS", help="No cell begins later; the same command goes on.")
+@click.option("--set", "settings", multiple=True, metavar="METHOD.KEY=VALUE", help="Of zero_shot, linear_probe or decoder.")
+@click.option("--many-above", type=float, default=100, show_default=True, help="Classes with more training pictures are many.")
+@click.option("--few-below", type=float, default=20, show_default=True, help="Classes with fewer are few.")
+@click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
+@click.option("--test", metavar="DATA", help="What to judge by, instead of the data's own test split.")
+@click.option("--val", metavar="DATA", help="What to choose by, instead of the data's own.")
+@click.option("--root", type=click.Path(path_type=Path), help="Folder of published data sets, or of listed pictures.")
+@click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the file does not say it.")
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(
+    path: str,
+    data: str,
+    run_dir: Path,
+    methods: str,
+    seeds: str,
+    budget: float | None,
+    settings: tuple[str, ...],
+    many_above: float,
+    few_below: float,
+    classes: str | None,
+    test: str | None,
+    val: str | None,
+    root: Path | None,
+    architecture: str | None,
+    device: str,
+    quiet: bool,
+) -> int:
+    """Compare methods for classes of unequal size on a frozen model: a grid of methods and seeds, a table, a report.
+
+    A grid that was stopped goes on with the same command; one that is done can be asked for more methods or seeds. Exit code 1
+    where a cell failed.
+    """
+    names = None if classes is None else read_labels(classes, "'--classes'")
+    words = {
+        "model": path,
+        "architecture": architecture,
+        "data": data,
+        "root": None if root is None else str(root),
+        "test": test,
+        "val": val,
+        "classes": classes,
+    }
+    request = _request(methods, seeds, settings, many_above, few_below, words)
+    if budget is not None and not 0 < budget < float("inf"):
+        raise click.BadParameter(f"give seconds above 0; got {budget:g}", param_hint="'--budget'")
+
+    from wordsight.adapt.grid import run_grid
+    from wordsight.adapt.pictures import open_data
+    from wordsight.data.listed import MissingPicturesError
+
+    try:
+        splits = open_data(data, root=root, classes=names, test=test, val=val)
+    except MissingPicturesError as error:
+        if len(error.missing) > 10:
+            raise OSError(f"{error}\n{_list_missing(run_dir, error.missing)}") from error
+        raise
+    model = load_model(path, architecture, device)
+
+    def say(text: str) -> None:
+        if not quiet:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stderr)  # beside a bar, not through it
+
+    summary = run_grid(model, splits, run_dir, request, budget_s=budget, progress=not quiet and sys.stderr.isatty(), say=say)
+    _print_summary(summary, run_dir)
+    return int(bool(summary["failed"]))
+
+
+def _request(
+    methods: str, seeds: str, settings: tuple[str, ...], many_above: float, few_below: float, words: dict[str, Any]
+) -> GridRequest:
+    """What is asked, checked before a model is loaded.
+
+    Raises:
+        click.UsageError: what can't be meant.
+    """
+    from wordsight.adapt.grid import ALL, GridRequest
+    from wordsight.adapt.learn import split_settings
+
+    try:
+        drawn = tuple(int(seed) for seed in seeds.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"write whole numbers with commas between; got {seeds!r}", param_hint="'--seeds'") from error
+    try:
+        return GridRequest(
+            methods=ALL if methods == "all" else tuple(name.strip() for name in methods.split(",")),
+            seeds=drawn,
+            parameters=split_settings(settings),
+            many_above=many_above,
+            few_below=few_below,
+            words=words,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _list_missing(run_dir: Path, missing: tuple[str, ...]) -> str:
+    """All missing pictures in a file, and a sentence that says where."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "missing_pictures.txt"
+    path.write_text("".join(f"{name}\n" for name in missing), encoding="utf-8", errors="surrogateescape")
+    return f"All {len(missing):,} are listed in {path}"
+
+
+def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.measure import Measurement
+    from rich.table import Table
+
+    from wordsight.adapt.grid_figures import COLUMNS
+    from wordsight.evaluate.report import figure
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method", no_wrap=True)
+    for name in (*COLUMNS.values(), "validation", "seconds", "MB", "J"):
+        table.add_column(name, justify="right")
+    for row in summary["methods"]:
+        shown = [row["metrics"].get(name) for name in COLUMNS] + [row["validation"]]
+        cost = row["cost"]
+        costs = (f"{cost['seconds']:.1f}", f"{cost['peak_memory_bytes'] / 1e6:,.0f}", f"{cost['energy_joules']:,.0f}")
+        figures = [figure(None if one is None else one["value"], "fraction") for one in shown]
+        table.add_row(escape(row["method"]), *figures, *costs, style="bold" if row["kept"] else None)
+    console = Console(highlight=False)
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(highlight=False, width=max(console.width, needed)).print(table)  # a narrow screen cuts no figure off
+    click.echo(summary["kept"]["sentence"])
+    for one in summary["failed"]:
+        click.echo(f"Failed: {one['method']}, seed {one['seed']}: {one['why']}", err=True)
+    if summary["left"]:
+        click.echo(f"{len(summary['left'])} cells are left: the same command goes on with them.")
+    total = summary["costs"]["total"]
+    click.echo(
+        f"In all {total['seconds']:,.0f} s, {total['energy_joules']:,.0f} J ({total['energy_source']}), {total['carbon_g']:.2f} "
+        f"g of CO2 at {summary['costs']['carbon_g_per_kwh']:.0f} g/kWh."
+    )
+    click.echo(f"Table: {run_dir / 'table.csv'}. Report: {run_dir / 'report.html'}.")
+    click.echo(f"Next: wordsight predict --run {run_dir} PICTURE")
