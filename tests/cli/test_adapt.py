@@ -185,11 +185,11 @@ def test_failures_are_a_sentence_that_a_user_can_act_on(
 def test_a_decoder_with_its_loss_and_second_stage_is_one_cell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     words = ["--model", "tiny", "--data", "colours", "--shots", "all", "--seeds", "1", "--run", "cell", "--method", "decoder"]
-    words += ["--loss", "balanced_softmax", "--stage2", "marc", "--set", "steps=3", "--set", "batch_size=8"]
+    words += ["--loss", "balanced_softmax", "--stage2", "tau", "--set", "steps=3", "--set", "batch_size=8"]
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 0, result.output
     classifier: Any = wordsight.load_classifier(place / "cell")
-    assert (classifier.loss, classifier.second_stage_) == ("balanced_softmax", "marc")
+    assert (classifier.loss, classifier.second_stage_) == ("balanced_softmax", "tau_normalisation")
 
 
 def test_help_fits_a_screen_and_has_two_examples() -> None:

@@ -32,7 +32,7 @@ Examples:
 @click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Of the draws.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method; with auto METHOD.KEY=VALUE.")
 @click.option("--loss", metavar="NAME", help="Of the decoder: balanced_softmax, ldam, ...; as --set loss=NAME.")
-@click.option("--stage2", metavar="NAME", help="Of the decoder: crt, lws, tau_normalisation, marc, ...; as --set stage2=NAME.")
+@click.option("--stage2", metavar="NAME", help="Of the decoder: crt, lws, tau, marc, ...; as --set stage2=NAME.")
 @click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
 @click.option("--test", "tests", multiple=True, metavar="DATA", help="Judge by this, not by the data's own split.")
 @click.option("--val", metavar="DATA", help="Choose by this, not by the data's own split.")
@@ -84,6 +84,10 @@ def command(
         "val": val,
         "classes": classes,
     }
+    if stage2 is not None:
+        from wordsight.adapt.grid import STAGES
+
+        stage2 = STAGES.get(stage2, stage2)
     for name, value in (("loss", loss), ("stage2", stage2)):
         if value is not None and method != "decoder":
             raise click.UsageError(f"--{name} is of --method decoder, got --method {method}")

@@ -25,7 +25,7 @@ Examples:
 """,
 )
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--run", "run_dir", required=True, type=click.Path(path_type=Path), help="Run folder of `wordsight adapt`.")
+@click.option("--run", "run_dir", required=True, type=click.Path(path_type=Path), help="Of `wordsight adapt` or `long-tail`.")
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes shown for each picture.")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Pictures at once.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
