@@ -79,7 +79,7 @@ class Work:
 
 
 def make(method: str, model: Any, classes: tuple[str, ...], seed: int, **settings: Any) -> Any:
-    """The estimator with its own settings; "linear_probe_projected" is CoOp's probe, on the features that all other methods get."""
+    """The estimator with its own settings; "linear_probe_projected" is CoOp's probe, on the features that all others get."""
     if method == PROJECTED:
         method, settings = "linear_probe", {"layer": "projected", "search": "coop"}
     return method_class(method)(model, classes=list(classes), seed=seed, **settings)
