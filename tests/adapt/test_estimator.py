@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +357,15 @@ def test_what_is_missing_or_of_another_width_is_named(method: str) -> None:
             make(method).fit(X, y, validation=(X[:1], ["fox"]))
         with pytest.raises(ValueError, match="validation has 3 pictures and 2 labels"):
             make(method).fit(X, y, validation=(X[:3], y[:2]))
+
+
+def test_one_shot_of_many_classes_is_no_regression() -> None:
+    """scikit-learn warns where there are about as many classes as samples."""
+    features = np.eye(40, dtype=np.float32)
+    names = [f"class {i}" for i in range(40)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert LinearProbe().fit(features, names).score(features, names) == 1.0
 
 
 def test_a_pair_scorer_is_refused() -> None:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -116,7 +118,8 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The share of pictures that are named rightly (accuracy)."""
-        return float(super().score(X, _labels(X, y), sample_weight=sample_weight))
+        with _few_of_each():
+            return float(super().score(X, _labels(X, y), sample_weight=sample_weight))
 
     def __sklearn_clone__(self) -> Self:
         """A clone shares the frozen model: it is not copied for every fold of a cross-validation."""
@@ -194,7 +197,8 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
         """Set `classes_`; the targets [N] of the labels."""
         if len(labels) != num_rows:
             raise ValueError(f"X has {num_rows} pictures and y {len(labels)} labels")
-        check_classification_targets(labels)
+        with _few_of_each():
+            check_classification_targets(labels)
         self.classes_ = np.unique(labels) if self.classes is None else class_list(self.classes)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 classes, got one class: {self.classes_.tolist()[0]!r}")
@@ -411,6 +415,14 @@ def _are_pictures(X: Any) -> bool:
     except (KeyError, IndexError, TypeError):  # a table of numbers
         return False
     return isinstance(first, str | os.PathLike | Image.Image | Sample)
+
+
+@contextmanager
+def _few_of_each() -> Iterator[None]:
+    """Without scikit-learn's warning that as many classes as samples look like a regression: they are one shot a class."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
+        yield
 
 
 def _labels(X: Any, y: Any) -> np.ndarray:
