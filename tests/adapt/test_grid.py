@@ -204,8 +204,10 @@ def test_each_picture_goes_through_the_tower_once(tmp_path: Path, data: Splits, 
     run_grid(model, data, tmp_path / "run", asked)
     assert sum(seen) == 15 + 12 + 16
     told: list[str] = []
+    kept = (tmp_path / "run/classifier/model/model.safetensors").stat()
     run_grid(model, data, tmp_path / "run", asked, say=told.append)
     assert sum(seen) == 43, "a grid that is done computes nothing"
+    assert (tmp_path / "run/classifier/model/model.safetensors").stat().st_ino == kept.st_ino, "nor writes the model again"
     assert told == ["6 of 6 cells are done already"]
 
 
@@ -258,11 +260,14 @@ def test_a_killed_grid_goes_on_and_finds_the_same(tmp_path: Path, folders: Path)
 def test_a_grid_can_be_asked_for_more_but_not_for_something_else(tmp_path: Path, model: Any, data: Splits) -> None:
     assert data.train is not None
     run_grid(model, data, tmp_path, request(methods=("decoder+cross_entropy",), seeds=(1,)))
+    assert wordsight.load_classifier(tmp_path).seed == 1
     before, told = cell_files(tmp_path), []
     more = request(methods=("decoder+cross_entropy+tau", "zero_shot"), seeds=(1, 2))
     summary = run_grid(model, data, tmp_path, more, say=told.append)
     assert told[0] == "1 of 6 cells are done already"
     assert summary["done"] == 6
+    kept = tmp_path / "cells" / summary["kept"]["method"] / str(summary["kept"]["seed"]) / "classifier/classifier.json"
+    assert kept.read_bytes() == (tmp_path / "classifier/classifier.json").read_bytes()
     after = cell_files(tmp_path)
     assert {name: after[name] for name in before} == before
     with pytest.raises(ValueError, match=r"parameters.decoder.steps: 4 there, 5 now"):

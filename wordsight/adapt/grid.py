@@ -18,6 +18,7 @@ Shape legend: N pictures, C classes.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 
 from wordsight.adapt.costs import Cost, Meter, total
-from wordsight.adapt.estimator import load_classifier, model_fingerprint
+from wordsight.adapt.estimator import CONFIG, MODEL, TENSORS, load_classifier, model_fingerprint
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.grid_figures import summarise, write_figures
 from wordsight.adapt.imbalanced import LOSSES
@@ -181,6 +182,12 @@ class GridFolder(AdaptFolder):
         found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         return found
 
+    def keeps(self, classifier: Path) -> bool:
+        """Whether a cell's classifier is the one that is kept already, so that its model need not be written again."""
+        pairs = [(classifier / name, self.path / "classifier" / name) for name in (CONFIG, TENSORS)]
+        whole = (self.path / "classifier" / MODEL).is_dir() and all(b.is_file() for _, b in pairs)
+        return whole and all(filecmp.cmp(a, b, shallow=False) for a, b in pairs)
+
     def begin_cell(self) -> Path:
         """An empty folder to write a cell into."""
         new = self.path / "cells" / ".new"
@@ -241,7 +248,9 @@ def run_grid(
             raise ValueError(_nothing(failed, budget_s))
         summary = summarise(folder, settings, data, request.cells, results, failed)
         kept = summary["kept"]
-        folder.keep(load_classifier(folder.cell_dir((kept["method"], kept["seed"])) / "classifier", model))
+        cell = folder.cell_dir((kept["method"], kept["seed"])) / "classifier"
+        if not folder.keeps(cell):
+            folder.keep(load_classifier(cell, model))
         write_figures(folder, settings, data, results, summary)
         folder.write("summary.json", summary)
         from wordsight.adapt.grid_report import write_report
@@ -342,7 +351,7 @@ class _Grid:
             with Meter(next(self.model.parameters()).device) as meter:
                 kind = STAGES[what.stage2 or ""]
                 classifier = second_stage(first, kind, train, list(self.data.train.labels), validation=held_out)
-        if what.estimator == "decoder" and what.stage2 is None:
+        if any(read_method(method).first == name for method in self.request.methods):
             self.fitted[name] = classifier
         return self._write(cell, classifier, inputs, meter.cost, cost)
 
