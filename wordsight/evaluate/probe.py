@@ -26,7 +26,7 @@ from wordsight.types import Metric
 MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
 LOG10_RANGE = (-6, 6)  # of lambda
-TOLERANCE = 1e-7  # a fit ends where the decrease that its next step expects is this share of the loss
+TOLERANCE = 2e-7  # a fit ends where the decrease that its next step expects is this share of the loss
 TUNING_TOLERANCE = 1e-3  # the same for a large fit that only tunes lambda
 MEMORY = 10  # steps that L-BFGS remembers
 SMALL = 1 << 24  # N x D x C up to which everything is float64, and a fit costs so little that tuning ones end as others do
@@ -244,6 +244,7 @@ class LogisticRegression:
             self.directions_DR, self.spectrum_R1 = like.directions_DR, like.spectrum_R1 * (self.num_rows / like.num_rows)
         else:
             self.directions_DR, self.spectrum_R1 = self._diagonalise()
+        self.rotation_DR = self.directions_DR.to(self.dtype)
 
     def _blocks(self) -> Iterator[Tensor]:
         for part in self.parts:
@@ -309,7 +310,7 @@ class LogisticRegression:
         count, converged = 0, False
         while count < max_iterations and not converged:
             step = _direction(gradient, point.spread_C * scale + weighted, memory)
-            slope = float((gradient * step).sum())
+            slope = _dot(gradient, step)
             if -slope / 2 <= tolerance * value:
                 converged = True
                 break
@@ -346,7 +347,7 @@ class LogisticRegression:
             weights, shift_C = x[:-1].to(self.dtype), x[-1].to(self.dtype)
             blocks: Iterator[Tensor] = _blocks(self.reduced_NR, self.num_classes, self.device, self.dtype)
         else:
-            weights = self.directions_DR.to(self.dtype) @ x[:-1].to(self.dtype)
+            weights = self.rotation_DR @ x[:-1].to(self.dtype)
             shift_C = (x[-1] - self.mean_D @ weights.double()).to(self.dtype)
             blocks = self._blocks()
         loss, at = 0.0, 0
@@ -371,13 +372,13 @@ class LogisticRegression:
             gradient += (p_nC.T @ block).T.double()
         if self.reduced_NR is None:
             centred = gradient - self.mean_D[:, None] * residual_C
-            gradient = (self.directions_DR.T.to(self.dtype) @ centred.to(self.dtype)).double()
+            gradient = (self.rotation_DR.T @ centred.to(self.dtype)).double()
         return Point(x, loss, torch.cat([gradient, residual_C[None]]), spread_C / self.num_rows)
 
 
 def _remembered(memory: list[Pair], moved: Tensor, bent: Tensor) -> list[Pair]:
     """The memory with a step and the gradient's change along it."""
-    curved = float((moved * bent).sum())
+    curved = _dot(moved, bent)
     return [*memory[1 - MEMORY :], (moved, bent, 1 / curved)] if curved > 0 else memory  # not above 0: by rounding
 
 
@@ -386,16 +387,19 @@ def _direction(gradient: Tensor, curvature: Tensor, memory: Sequence[Pair]) -> T
     step = -gradient
     shares = []
     for moved, bent, inverse in reversed(memory):
-        share = inverse * (moved * step).sum()
-        step = step - share * bent
-        shares.append(share)
-    step = step / curvature
+        shares.append(inverse * _dot(moved, step))
+        step.add_(bent, alpha=-shares[-1])
+    step /= curvature
     if memory:
         _, bent, inverse = memory[-1]
-        step = step / (inverse * (bent * bent / curvature).sum())
+        step /= inverse * _dot(bent, bent / curvature)
     for (moved, bent, inverse), share in zip(memory, reversed(shares), strict=True):
-        step = step + (share - inverse * (bent * step).sum()) * moved
+        step.add_(moved, alpha=share - inverse * _dot(bent, step))
     return step
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.flatten(), b.flatten()))
 
 
 def _hits(solution: Solution, features: Any, targets_N: Tensor) -> Tensor:
