@@ -27,11 +27,13 @@ MAX_ITERATIONS = 1000
 STEPS_A_DECADE = 8
 LOG10_RANGE = (-6, 6)  # of lambda
 TOLERANCE = 2e-7  # a fit ends where the decrease that its next step expects is this share of the loss
-TUNING_TOLERANCE = 1e-3  # the same for a large fit that only tunes lambda
+TUNING_TOLERANCE = 1e-4  # the same for a large fit that only tunes lambda
 MEMORY = 10  # steps that L-BFGS remembers
 SMALL = 1 << 24  # N x D x C up to which everything is float64, and a fit costs so little that tuning ones end as others do
 BLOCK_NUMBERS = 1 << 20  # logits of one block
+TURNED_BYTES = 1 << 26  # features (in float32) up to which they are turned once, instead of the weights at each pass
 ARMIJO = 1e-4
+Step = tuple[Tensor, Tensor]  # a step, the change along it of the gradient without penalty
 Pair = tuple[Tensor, Tensor, float]  # a step, the gradient's change along it, 1 over their product
 
 
@@ -174,12 +176,14 @@ def _peak(trace: dict[float, float]) -> float:
 class Path:
     """Solutions of one problem for any lambdas, each started from the nearest that is there.
 
-    The cross-entropy and its gradient do not depend on lambda, so those of the last solution's end are the next one's start.
+    The cross-entropy and its gradient do not depend on lambda, so those of the last solution's end are the next one's start, and
+    what L-BFGS saw of its curvature is what the next fit begins with.
     """
 
     def __init__(self, problem: LogisticRegression, max_iterations: int = MAX_ITERATIONS) -> None:
         self.problem, self.max_iterations = problem, max_iterations
         self.known: dict[float, Point] = {}
+        self.steps: list[Step] = []
         self.solutions: dict[float, Solution] = {}
 
     def __call__(self, lam: float) -> Solution:
@@ -190,7 +194,7 @@ class Path:
             start = self.problem.start() if near is None else self.known[near]
             tolerance = TOLERANCE if self.problem.dtype == torch.float64 else TUNING_TOLERANCE
             self.known[lam], self.solutions[lam] = self.problem.descend(
-                start, lam, tolerance=tolerance, max_iterations=self.max_iterations
+                start, lam, tolerance=tolerance, max_iterations=self.max_iterations, steps=self.steps
             )
         return self.solutions[lam]
 
@@ -221,7 +225,7 @@ class LogisticRegression:
 
     Args:
         parts: features [N_i, D] of one or more parts, arrays or tensors, which may lie on a GPU. A memory-mapped array is read
-            block by block at each pass and never held whole, unless it has fewer rows than columns.
+            block by block at each pass and never held whole, unless it is small or has fewer rows than columns.
         targets_N: int64 class of each row of all parts.
         num_classes: C; each has a row.
         like: a problem of much the same features, whose directions are taken over: any orthogonal ones are right.
@@ -237,14 +241,17 @@ class LogisticRegression:
         self.mean_D = torch.zeros(width, dtype=torch.float64, device=self.device)
         for block_nD in self._blocks():
             self.mean_D += block_nD.double().sum(0) / self.num_rows
-        self.reduced_NR: Tensor | None = None
+        self.turned_NR: Tensor | None = None
         if self.num_rows <= width:
             self.directions_DR, self.spectrum_R1 = self._reduce()
-        elif like is not None and like.reduced_NR is None:
+        elif like is not None and like.num_rows > width:
             self.directions_DR, self.spectrum_R1 = like.directions_DR, like.spectrum_R1 * (self.num_rows / like.num_rows)
         else:
             self.directions_DR, self.spectrum_R1 = self._diagonalise()
         self.rotation_DR = self.directions_DR.to(self.dtype)
+        if self.turned_NR is None and 4 * self.num_rows * width <= TURNED_BYTES:
+            centred_ND = torch.cat(list(self._blocks())) - self.mean_D.to(self.dtype)
+            self.turned_NR = centred_ND @ self.rotation_DR
 
     def _blocks(self) -> Iterator[Tensor]:
         for part in self.parts:
@@ -256,7 +263,7 @@ class LogisticRegression:
         values_N, vectors_NN = torch.linalg.eigh(centred_ND @ centred_ND.T)
         kept = values_N > 1e-12 * values_N[-1]
         spectrum_R, vectors_NR = values_N[kept], vectors_NN[:, kept]
-        self.reduced_NR = (vectors_NR * spectrum_R.sqrt()).to(self.dtype)
+        self.turned_NR = (vectors_NR * spectrum_R.sqrt()).to(self.dtype)
         return centred_ND.T @ (vectors_NR / spectrum_R.sqrt()), spectrum_R[:, None]
 
     def _diagonalise(self) -> tuple[Tensor, Tensor]:
@@ -281,7 +288,13 @@ class LogisticRegression:
         return self.descend(self.start(start), lam, max_iterations=max_iterations)[1]
 
     def descend(
-        self, point: Point, lam: float, *, tolerance: float | None = None, max_iterations: int = MAX_ITERATIONS
+        self,
+        point: Point,
+        lam: float,
+        *,
+        tolerance: float | None = None,
+        max_iterations: int = MAX_ITERATIONS,
+        steps: list[Step] | None = None,
     ) -> tuple[Point, Solution]:
         """L-BFGS from a point to the minimum for one lambda.
 
@@ -290,6 +303,7 @@ class LogisticRegression:
             lam: lambda.
             tolerance: it ends where the decrease that its next step expects is this share of the loss; None is `TOLERANCE`.
             max_iterations: steps.
+            steps: what L-BFGS remembers of fits for other lambdas; it is brought up to date.
 
         Raises:
             ValueError: the loss is infinite or undefined where it starts.
@@ -306,7 +320,10 @@ class LogisticRegression:
         value, gradient = whole(point)
         if not math.isfinite(value):
             raise ValueError(f"the probe's loss is {value} at step 0: the features are too large, scale them down")
+        steps = [] if steps is None else steps
         memory: list[Pair] = []
+        for moved, bent in steps:
+            memory = _remembered(memory, moved, bent + weighted * moved)
         count, converged = 0, False
         while count < max_iterations and not converged:
             step = _direction(gradient, point.spread_C * scale + weighted, memory)
@@ -328,6 +345,8 @@ class LogisticRegression:
                 size = min(max(best, 0.1 * size), 0.5 * size)
             if not converged:
                 memory = _remembered(memory, new.x - point.x, new_gradient - gradient)
+                steps.append((new.x - point.x, new.gradient - point.gradient))
+                del steps[:-MEMORY]
                 point, value, gradient = new, new_value, new_gradient
                 count += 1
         weights_DC = self.directions_DR @ point.x[:-1]
@@ -343,9 +362,9 @@ class LogisticRegression:
 
     def _cross_entropy(self, x: Tensor) -> Point:
         """One pass over the data."""
-        if self.reduced_NR is not None:
+        if self.turned_NR is not None:
             weights, shift_C = x[:-1].to(self.dtype), x[-1].to(self.dtype)
-            blocks: Iterator[Tensor] = _blocks(self.reduced_NR, self.num_classes, self.device, self.dtype)
+            blocks: Iterator[Tensor] = _blocks(self.turned_NR, self.num_classes, self.device, self.dtype)
         else:
             weights = self.rotation_DR @ x[:-1].to(self.dtype)
             shift_C = (x[-1] - self.mean_D @ weights.double()).to(self.dtype)
@@ -370,7 +389,7 @@ class LogisticRegression:
             spread_C += p_nC.abs().sum(0).double() - p_nC.square().sum(0).double()
             residual_C += p_nC.sum(0).double()
             gradient += (p_nC.T @ block).T.double()
-        if self.reduced_NR is None:
+        if self.turned_NR is None:
             centred = gradient - self.mean_D[:, None] * residual_C
             gradient = (self.rotation_DR.T @ centred.to(self.dtype)).double()
         return Point(x, loss, torch.cat([gradient, residual_C[None]]), spread_C / self.num_rows)
