@@ -91,7 +91,7 @@ def to_published(
     embedded_CLW = _token_embedding(classifier.model)[layout.tokens]
     meta_net = None if isinstance(classifier, CoOp) else {name: getattr(classifier, at) for name, at in _LEARNED.items()}
     return write_prompts(
-        folder,
+        Path(folder),
         LearnedPrompts(context=context, meta_net=meta_net),
         token_prefix=embedded_CLW[:, :1],
         token_suffix=embedded_CLW[:, 1 + num_tokens :],
