@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.peers import alternate, captions, import_open_clip, main, our_model, peer_model, row
 from wordsight.data.tokenize import ClipTokenizer
 from wordsight.models.contrastive.clip import CLIP
+from wordsight.train.speed import peak_memory
 from wordsight.types import Batch
 
 MODEL = "ViT-B/32"
@@ -112,15 +113,12 @@ def measure_memory() -> dict:
 
 def peak_memory_mb(side: str) -> float:
     """Take two steps and return this process's highest resident size; both sides import the same libraries."""
-    import resource
-
     import_open_clip()
     data = make_data()
     step = our_step(our_model(MODEL), *data) if side == "ours" else peer_step(peer_model(MODEL), *data)
     for _ in range(2):
         step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_memory(torch.device("cpu")) / 2**20
 
 
 def run() -> list[dict]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,14 @@ from wordsight.train.loop import fit
 from wordsight.train.recipe import Recipe
 from wordsight.train.speed import Speed, flops_per_sample, matmul_rate, peak_memory
 from wordsight.train.step import Stepper
+
+
+def test_a_process_does_not_inherit_the_peak_of_who_started_it() -> None:
+    """Linux's ru_maxrss does, and a small step started from a large process would look as large."""
+    held = torch.ones(200_000_000, dtype=torch.uint8)
+    code = "import torch; from wordsight.train.speed import peak_memory; print(peak_memory(torch.device('cpu')))"
+    alone = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert alone < peak_memory(torch.device("cpu")) - held.nbytes // 2
 
 
 def test_operations_of_a_linear_layer() -> None:
