@@ -250,7 +250,10 @@ def tables(cells: dict[str, dict[str, float]]) -> str:
             if any(figures):
                 seconds = of_seeds(cells, f"{data}/{method}/{shots[-1]}", "seconds")
                 rows.append([method, *map(with_interval, figures), f"{statistics.mean(seconds):.1f}" if seconds else "-"])
-        parts.append(f"{title}\n\n" + table([*["Method"], *[f"{k} shots" for k in shots], f"processor s at {shots[-1]}"], rows))
+        parts.append(
+            f"{title}\n\n"
+            + table([*["Method"], *[f"{k} shot{'s' * (k > 1)}" for k in shots], f"processor s at {shots[-1]}"], rows)
+        )
     rows = []
     for method in ("zero_shot", *PROMPT_METHODS):
         figures = [

@@ -96,7 +96,7 @@ class Meter:
         self.cost = Cost(
             seconds=round(seconds, 3),
             cpu_seconds=round(cpu, 3),
-            peak_memory_bytes=_peak(self._device),
+            peak_memory_bytes=peak_memory(self._device),
             energy_joules=round(cpu * WATTS_A_CORE if measured is None else measured, 1),
             energy_source=source + (WITHOUT_GPU if self._device.type == "cuda" else ""),
         )
@@ -138,14 +138,3 @@ def _reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return  # the mark is then of the whole process so far
-
-
-def _peak(device: torch.device) -> int:
-    if device.type != "cuda":
-        try:
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        except OSError:
-            pass
-    return peak_memory(device)
