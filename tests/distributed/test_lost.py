@@ -126,8 +126,8 @@ def test_a_killed_process_ends_the_others(work: Callable[[World], None], lost: i
     assert codes.pop(lost) == -9
     assert set(codes) <= {1, 3}, [children.said(rank) for rank in range(3)]
     assert took < 10, took
-    speaker = 1 if lost == 0 else 0  # one says it for all of this machine
-    sentence = f"Error: process {lost} of 3 is gone (its connection closed: it was killed, or its machine ran out of memory)"
+    speaker = 1 if lost == 0 else 0  # one says it for all of this machine: its watch, or its main thread where that notices first
+    sentence = f"process {lost} of 3 is gone (its connection closed: it was killed, or its machine ran out of memory)"
     assert sentence in children.said(speaker)
     assert "give the same command again" in children.said(speaker)
 
