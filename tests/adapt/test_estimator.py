@@ -76,6 +76,9 @@ class RandomTexts:
 class RandomTip(RandomTexts, TipAdapter): ...  # type: ignore[misc]
 
 
+class RandomTipF(RandomTexts, TipAdapterF): ...  # type: ignore[misc]
+
+
 class RandomClipAdapter(RandomTexts, ClipAdapter): ...  # type: ignore[misc]
 
 
@@ -85,10 +88,15 @@ class RandomLPPlusPlus(RandomTexts, LPPlusPlus): ...  # type: ignore[misc]
 class RandomCLAP(RandomTexts, CLAP): ...  # type: ignore[misc]
 
 
+class RandomCrossModal(RandomTexts, CrossModalProbe):  # type: ignore[misc]
+    def _texts(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._text_features(), torch.arange(len(self.classes_))
+
+
 def expected_failures(estimator: Any) -> dict[str, str]:
-    if isinstance(estimator, RandomTip):
+    if isinstance(estimator, RandomTip | RandomTipF):
         return {"check_methods_subset_invariance": "float32 sums of other batches differ by 1e-7, which the check wants exact"}
-    if isinstance(estimator, RandomClipAdapter | RandomCLAP):
+    if isinstance(estimator, RandomClipAdapter | RandomCLAP | RandomCrossModal):
         return {"check_classifiers_train": "wants 83% on its blobs, which classes whose texts are random vectors do not reach"}
     return {}
 
@@ -96,9 +104,11 @@ def expected_failures(estimator: Any) -> dict[str, str]:
 CHECKED = [
     LinearProbe(C=1.0),
     RandomTip(),
+    RandomTipF(epochs=2),
     RandomClipAdapter(epochs=2, reduction=1),
     RandomLPPlusPlus(iterations=20),
     RandomCLAP(epochs=2),
+    RandomCrossModal(iterations=60),
 ]
 
 
