@@ -65,21 +65,73 @@ class Judgement:
 
     def records(self, data: str, split: str) -> list[dict[str, Any]]:
         """The figures as records of `results.json`."""
-        return [
-            {
-                "task": self.task,
-                "data": data,
-                "split": split,
-                "metric": name,
-                "value": metric.value,
-                "count": metric.count,
-                "ci95": list(metric.ci95),
-                "chance": metric.chance,
-                "protocol": self.protocol,
-                "fingerprint": self.fingerprint,
-            }
-            for name, metric in self.metrics.items()
-        ]
+        return _records(self, data, split)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcomes:
+    """What each sample came to, so that two models can be compared on the same samples (paired tests).
+
+    Attributes:
+        metric: name of the Metric that is the mean of `values`.
+        keys: [N] what names a sample in every run of the same data.
+        values: float64 [N]: 0 or 1 where a sample is right or wrong, else its share of the metric.
+        groups: [N] samples of one group are not independent (captions of an image, drawings of a concept); None: all are.
+    """
+
+    metric: str
+    keys: tuple[str, ...]
+    values: np.ndarray
+    groups: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.keys) or (self.groups is not None and len(self.groups) != len(self.keys)):
+            raise ValueError(f"outcomes of {self.metric}: {len(self.keys)} keys, {len(self.values)} values; one of each a sample")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What an evaluator found on one data set, where nothing of single pictures is shown in the report.
+
+    Attributes:
+        task: the evaluator, e.g. "linear_probe", "knn", "counting".
+        metrics: name -> Metric.
+        protocol: how it was measured, in one line that is part of a record's identity.
+        fingerprint: see `fingerprint`.
+        outcomes: for paired comparisons; one a metric that has them.
+        table: rows of the report beside the figures, e.g. one a template or a class; the same fields in every row.
+        notes: what a reader should know.
+    """
+
+    task: str
+    metrics: dict[str, Metric]
+    protocol: str
+    fingerprint: str
+    outcomes: tuple[Outcomes, ...] = ()
+    table: list[dict[str, Any]] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def records(self, data: str, split: str) -> list[dict[str, Any]]:
+        """The figures as records of `results.json`."""
+        return _records(self, data, split)
+
+
+def _records(found: Judgement | Finding, data: str, split: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": found.task,
+            "data": data,
+            "split": split,
+            "metric": name,
+            "value": metric.value,
+            "count": metric.count,
+            "ci95": list(metric.ci95),
+            "chance": metric.chance,
+            "protocol": found.protocol,
+            "fingerprint": found.fingerprint,
+        }
+        for name, metric in found.metrics.items()
+    ]
 
 
 def fingerprint(model: Any, texts: Sequence[str], listing: str, protocol: Any) -> str:
