@@ -2,12 +2,15 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.evaluate.conftest import COLOURS, ColourModel, picture
+from wordsight.evaluate import Retrieval, ZeroShot
 from wordsight.evaluate.results import RECORD_FIELDS, name_data, write_results
 
 
@@ -110,3 +113,22 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 def test_data_and_split_are_told_from_what_was_typed(spec: str, named: tuple[str, str]) -> None:
     assert name_data(spec) == named
     assert name_data(spec, "mine")[1] == "mine"
+
+
+def test_judgements_say_what_each_sample_came_to(model: ColourModel, colour_folder: Callable[..., Path], tmp_path: Path) -> None:
+    judgement = ZeroShot(prompts="name").judge(model, colour_folder({"red": 4, "green": 3, "blue": 2}, wrong=1))
+    (outcomes,) = judgement.outcomes
+    assert outcomes.metric == "top1"
+    assert dict(zip(outcomes.keys, outcomes.values, strict=True))["red/00.png"] == 0
+    assert outcomes.values.mean() == judgement.metrics["top1"].value == pytest.approx(8 / 9)
+    rows = [{"path": f"{i}.png", "captions": [f"a {name} one", f"some {name}"]} for i, name in enumerate(COLOURS)]
+    for i, name in enumerate(COLOURS):
+        (tmp_path / f"{i}.png").write_bytes(picture(COLOURS[name]))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = Retrieval().judge(model, tmp_path / "pairs.jsonl")
+    to_text, to_image = found.outcomes
+    assert [to_text.metric, to_image.metric] == ["image_to_text_R@1", "text_to_image_R@1"]
+    assert (len(to_text.keys), len(to_image.keys), to_text.groups) == (5, 10, None)
+    assert to_image.groups is not None
+    assert sorted(set(to_image.groups)) == sorted(to_text.keys)
+    assert all(to.values.mean() == found.metrics[to.metric].value for to in found.outcomes)

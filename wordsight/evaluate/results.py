@@ -46,6 +46,7 @@ class Judgement:
         scores: (images, texts) -> [N, M], what was compared; see `wordsight.evaluate.scoring`.
         confusions: the worst-confused classes, see `zero_shot.worst_confused`.
         notes: what a reader should know, e.g. how many samples had no label.
+        outcomes: for paired comparisons; one a metric that has them.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Judgement:
     scores: Scores = score_block
     confusions: list[dict[str, Any]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+    outcomes: tuple[Outcomes, ...] = ()
 
     def records(self, data: str, split: str) -> list[dict[str, Any]]:
         """The figures as records of `results.json`."""

@@ -6,16 +6,18 @@ Shape legend: N pictures, M captions, D embedding width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from wordsight.data import Source
 from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
-from wordsight.evaluate.results import Judgement, fingerprint
+from wordsight.evaluate.results import Judgement, Outcomes, fingerprint
 from wordsight.evaluate.scoring import from_texts, pair_scores
 from wordsight.evaluate.sharing import ALONE, Processes, from_main
 from wordsight.types import Metric
@@ -102,4 +104,22 @@ class Retrieval:
             scores=scores,
             text_groups=owners_M.numpy(),
             notes=(f"{silent} pictures have no caption: they are distractors and ask nothing",) if silent else (),
+            outcomes=_outcomes(embedded, pairs, to_text, to_image, self.ks[0]),
         )
+
+
+def _outcomes(
+    embedded: Embedded, pairs: Sequence[tuple[int, str]], to_text: metrics.Ranking, to_image: metrics.Ranking, k: int
+) -> tuple[Outcomes, ...]:
+    """Hits at k of each picture and of each caption; the captions of a picture are no independent questions."""
+    pictures = tuple(embedded.keys[row] for row in to_text.rows.tolist())
+    asked = [pairs[row] for row in to_image.rows.tolist()]
+    return (
+        Outcomes(metric=f"image_to_text_R@{k}", keys=pictures, values=to_text.hits[k].astype(np.float64)),
+        Outcomes(
+            metric=f"text_to_image_R@{k}",
+            keys=tuple(f"{embedded.keys[row]} {text}" for row, text in asked),
+            values=to_image.hits[k].astype(np.float64),
+            groups=tuple(embedded.keys[row] for row, _ in asked),
+        ),
+    )

@@ -18,7 +18,7 @@ from wordsight.data import Source
 from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, require_embedder
 from wordsight.evaluate.prompts import class_embeddings, fill, prompt_templates
-from wordsight.evaluate.results import Judgement, fingerprint
+from wordsight.evaluate.results import Judgement, Outcomes, fingerprint
 from wordsight.evaluate.scoring import pair_scores
 from wordsight.evaluate.sharing import ALONE, Processes, from_main, own_pieces, together
 from wordsight.types import Metric
@@ -112,6 +112,13 @@ class ZeroShot:
             text_groups=np.arange(len(classes)),
             confusions=worst_confused(targets.numpy(), predicted_N, classes),
             notes=(f"{unlabelled} pictures have no label and are left out",) if unlabelled else (),
+            outcomes=(
+                Outcomes(
+                    metric=f"top{self.ks[0]}",
+                    keys=tuple(embedded.keys[row] for row in rows.tolist()),
+                    values=correct_NK[:, 0].astype(np.float64),
+                ),
+            ),
         )
 
 
