@@ -20,7 +20,8 @@ import wordsight
 from tests.adapt.make import colour_folders
 from wordsight.adapt import grid_figures
 from wordsight.adapt.decoder import Decoder
-from wordsight.adapt.grid import ALL, STAGES, GridRequest, read_method, run_grid
+from wordsight.adapt.grid import GridRequest, run_grid
+from wordsight.adapt.grid_methods import ALL, PROMPTS, STAGES, read_method, read_methods
 from wordsight.adapt.imbalanced import LOSSES
 from wordsight.adapt.judge import read_csv
 from wordsight.adapt.pictures import open_data
@@ -85,10 +86,24 @@ def test_all_names_mean_what_they_say() -> None:
     assert {read_method(name).stage2 for name in ALL} == {None, *STAGES}
     marc = read_method("decoder+balanced_softmax+marc")
     assert (marc.loss, marc.stage2, marc.first) == ("balanced_softmax", "marc", "decoder+balanced_softmax")
+    assert [read_method(name).loss for name in PROMPTS] == list(LOSSES)
+    assert read_methods("coop+lade, all,coop") == ("coop+lade", *ALL, *(name for name in PROMPTS if name != "coop+lade"))
 
 
 @pytest.mark.parametrize(
-    "name", ["", "decoder", "coop", "zero_shot+crt", "decoder+nope", "decoder+ldam+nope", "decoder+ldam+crt+lws", "../x"]
+    "name",
+    [
+        "",
+        "decoder",
+        "coop",
+        "zero_shot+crt",
+        "decoder+nope",
+        "decoder+ldam+nope",
+        "decoder+ldam+crt+lws",
+        "coop+nope",
+        "coop+lade+crt",
+        "../x",
+    ],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="write zero_shot, linear_probe"):
@@ -108,7 +123,7 @@ def test_first_stages_come_before_second_ones_seed_by_seed() -> None:
         ({"methods": ("zero_shot", "zero_shot")}, "different names"),
         ({"seeds": (1, 1)}, "different whole numbers"),
         ({"seeds": (-1,)}, "0 or more"),
-        ({"parameters": {"coop": {}}}, "it has no coop"),
+        ({"parameters": {"clap": {}}}, "it has no clap"),
         ({"parameters": {"decoder": {"loss": "ldam"}}}, "part of a cell's name"),
         ({"parameters": {"decoder": {"cache": "x"}}}, "all cells share"),
         ({"many_above": 5, "few_below": 9}, "few_below must be 0 to many_above"),

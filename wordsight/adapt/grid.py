@@ -37,7 +37,7 @@ from wordsight.adapt.costs import Cost, Meter, total
 from wordsight.adapt.estimator import CONFIG, MODEL, TENSORS, load_classifier, model_fingerprint
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.grid_figures import summarise, write_figures
-from wordsight.adapt.imbalanced import LOSSES
+from wordsight.adapt.grid_methods import STAGES, GridRequest, read_method
 from wordsight.adapt.judge import _write_csv
 from wordsight.adapt.learn import make
 from wordsight.adapt.second_stage import second_stage
@@ -48,123 +48,7 @@ from wordsight.evaluate.metrics import mean_per_class, mean_per_class_interval
 from wordsight.types import Metric
 
 FORMAT_VERSION = 1
-STAGES = {  # as cells are called -> second_stage.KINDS
-    "crt": "crt",
-    "lws": "lws",
-    "tau": "tau_normalisation",
-    "ncm": "ncm",
-    "disalign": "disalign",
-    "marc": "marc",
-    "logit_adjustment": "logit_adjustment",
-}
-ALL = (  # a second stage mends what cross entropy learns of unequal classes; after another loss it can be asked for by name
-    "zero_shot",
-    "linear_probe",
-    "decoder+cross_entropy",
-    "decoder+class_balanced",
-    "decoder+effective_number",
-    "decoder+grw",
-    "decoder+focal",
-    "decoder+balanced_softmax",
-    "decoder+logit_adjustment",
-    "decoder+ldam",
-    "decoder+lade",
-    "decoder+cross_entropy+crt",
-    "decoder+cross_entropy+lws",
-    "decoder+cross_entropy+tau",
-    "decoder+cross_entropy+ncm",
-    "decoder+cross_entropy+disalign",
-    "decoder+cross_entropy+marc",
-    "decoder+cross_entropy+logit_adjustment",
-)
-ESTIMATORS = ("zero_shot", "linear_probe", "decoder")
-OWN_SETTINGS = {  # of the decoder, that the grid gives it itself
-    "loss": "it is part of a cell's name",
-    "stage2": "it is part of a cell's name",
-    "cache": "all cells share the run's",
-}
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellMethod:
-    """What a cell's name means.
-
-    Attributes:
-        estimator: one of ESTIMATORS.
-        loss: of the decoder.
-        stage2: a key of STAGES, or None.
-    """
-
-    estimator: str
-    loss: str | None = None
-    stage2: str | None = None
-
-    @property
-    def first(self) -> str | None:
-        """The name of the cell that a second stage starts from."""
-        return None if self.stage2 is None else f"{self.estimator}+{self.loss}"
-
-
-def read_method(name: str) -> CellMethod:
-    """zero_shot, linear_probe, decoder+LOSS or decoder+LOSS+STAGE.
-
-    Raises:
-        ValueError: another name, with what there is.
-    """
-    estimator, *rest = name.split("+")
-    if estimator == "decoder" and 1 <= len(rest) <= 2 and rest[0] in LOSSES and all(stage in STAGES for stage in rest[1:]):
-        return CellMethod(estimator=estimator, loss=rest[0], stage2=rest[1] if len(rest) > 1 else None)
-    if estimator in ESTIMATORS and estimator != "decoder" and not rest:
-        return CellMethod(estimator=estimator)
-    raise ValueError(
-        f"no method {name!r}: write zero_shot, linear_probe, decoder+LOSS or decoder+LOSS+STAGE, with LOSS one of "
-        f"{', '.join(LOSSES)}, and STAGE one of {', '.join(STAGES)}"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridRequest:
-    """What to learn.
-
-    Attributes:
-        methods: names of cells, see `read_method`; the first stage of a second stage is added where it is missing.
-        seeds: of rows, weights and views.
-        parameters: of estimators, by name.
-        many_above, few_below: which classes are many and few, see `evaluate.long_tail.judge`.
-        words: what the user typed for model and data, for settings.json and the report.
-    """
-
-    methods: tuple[str, ...] = ALL
-    seeds: tuple[int, ...] = (1, 2, 3)
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    many_above: float = 100
-    few_below: float = 20
-    words: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods must be different names, at least one, got {', '.join(self.methods) or 'none'}")
-        for name in self.methods:
-            read_method(name)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different whole numbers of 0 or more, at least one, got {list(self.seeds)}")
-        if not 0 <= self.few_below <= self.many_above + 1:
-            raise ValueError(f"few_below must be 0 to many_above + 1, got {self.few_below:g} and {self.many_above:g}")
-        for estimator, own in self.parameters.items():
-            if estimator not in ESTIMATORS:
-                raise ValueError(f"the grid's methods are {', '.join(ESTIMATORS)}; it has no {estimator} to set anything of")
-            for key in own:
-                if estimator == "decoder" and key in OWN_SETTINGS:
-                    raise ValueError(f"decoder.{key} can't be set in a grid: {OWN_SETTINGS[key]}")
-
-    @property
-    def cells(self) -> tuple[tuple[str, int], ...]:
-        """(method, seed) in the order in which they are done: seed by seed, a first stage before its second one."""
-        ordered: dict[str, None] = {}
-        for name in self.methods:
-            ordered |= {one: None for one in (read_method(name).first, name) if one is not None}
-        return tuple((name, seed) for seed in self.seeds for name in ordered)
 
 
 class GridFolder(AdaptFolder):
@@ -309,15 +193,13 @@ class _Grid:
             self.model,
             self.data,
             self.folder.path,
-            num_views=own.get("num_views", 0),
             token_kind=own.get("token_kind", "float16"),
             progress=self.progress,
         )
         with Meter(next(self.model.parameters()).device) as meter:
             for name, seed in left:
-                layer = self._make(name, seed).layer
                 for part in ("train", "val", "test"):
-                    inputs.of(part, layer, seed)
+                    inputs.of(part, self._make(name, seed))
         self.say(f"features and tokens of {len(inputs):,} pictures: {meter.cost.seconds:.1f} s")
         if self.folder.shared_cost() is None:
             self.folder.write("features.json", {"count": len(inputs), **meter.cost.to_json()})
@@ -337,8 +219,7 @@ class _Grid:
         cost = None
         if what.first is None:
             classifier = self._make(name, seed)
-            layer = classifier.layer
-            train, held_out = inputs.of("train", layer, seed), inputs.held_out(layer, seed)
+            train, held_out = inputs.of("train", classifier), inputs.held_out(classifier)
             with Meter(next(self.model.parameters()).device) as meter, warnings.catch_warnings():
                 # a few pictures of many classes look like numbers to scikit-learn; they are names
                 warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
@@ -347,7 +228,7 @@ class _Grid:
             if (what.first, seed) in failed:
                 raise ValueError(f"its first stage, {what.first}, failed")
             first, cost = self._first(what.first, seed)
-            train, held_out = inputs.of("train", first.layer, seed), inputs.held_out(first.layer, seed)
+            train, held_out = inputs.of("train", first), inputs.held_out(first)
             with Meter(next(self.model.parameters()).device) as meter:
                 kind = STAGES[what.stage2 or ""]
                 classifier = second_stage(first, kind, train, list(self.data.train.labels), validation=held_out)
@@ -367,7 +248,7 @@ class _Grid:
         """A cell's files; the line about it."""
         path = self.folder.begin_cell()
         classifier.save(path / "classifier", with_model=False)
-        given = {part: answers(classifier, inputs.of(part, classifier.layer, cell[1]), self.data.classes) for part in PARTS}
+        given = {part: answers(classifier, inputs.of(part, classifier), self.data.classes) for part in PARTS}
         for part, (predicted, confidence) in given.items():
             self._write_answers(path / f"predictions-{part}.csv", part, predicted, confidence)
         predicted, confidence = given["test"]

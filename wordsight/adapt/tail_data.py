@@ -143,33 +143,40 @@ class Inputs:
         model: an Embedder.
         data: the pictures.
         folder: where features and tokens are kept.
-        num_views: V, random views to learn from; each seed has its own.
         token_kind: how tokens are kept, see `cache_tokens`.
         progress: show bars.
     """
 
-    def __init__(
-        self, model: Any, data: TailData, folder: Path, *, num_views: int = 0, token_kind: str = "float16", progress: bool = False
-    ) -> None:
+    def __init__(self, model: Any, data: TailData, folder: Path, *, token_kind: str = "float16", progress: bool = False) -> None:
         self._model, self._data, self._folder = model, data, folder
-        self._num_views, self._kind, self._progress = num_views, token_kind, progress
+        self._kind, self._progress = token_kind, progress
         parts = (data.train, data.val, data.test)
         self._features = Features(model, parts, folder / "features", progress=progress)
-        self._tokens: dict[tuple[Part, int | None], Tokens] = {}
+        self._views: dict[tuple[str, int, int], Any] = {}  # of features: layer, views, seed
+        self._tokens: dict[tuple[Part, int, int | None], Tokens] = {}
 
     def __len__(self) -> int:
         return len(self._features)
 
-    def of(self, part: Part, layer: str, seed: int) -> Any:
-        """What an estimator that reads `layer` takes for the pictures of a split."""
-        if layer in LAYERS:
-            return self._features.plain(self._data.part(part), layer)
-        num_views = self._num_views if part == "train" else 0
-        key = (part, seed if num_views else None)
+    def of(self, part: Part, estimator: Any) -> Any:
+        """What an estimator takes for the pictures of a split; of train the random views of its seed too, where it wants them."""
+        layer, pictures = estimator.layer, self._data.part(part)
+        num_views = getattr(estimator, "num_views", 0) if part == "train" else 0
+        if layer not in LAYERS:
+            return self._tokens_of(part, num_views, estimator.seed)
+        if not num_views:
+            return self._features.plain(pictures, layer)
+        key = (layer, num_views, estimator.seed)
+        if key not in self._views:
+            self._views = {key: self._features.views(pictures, layer, num_views, estimator.seed)}  # one seed's at a time
+        return self._views[key]
+
+    def _tokens_of(self, part: Part, num_views: int, seed: int) -> Tokens:
+        key = (part, num_views, seed if num_views else None)
         if key not in self._tokens:
             found = cache_tokens(
                 self._model,
-                self._features.plain(self._data.part(part), layer),
+                self._features.plain(self._data.part(part), "tokens"),
                 self._folder / "tokens",
                 num_views=num_views,
                 seed=seed,
@@ -179,13 +186,13 @@ class Inputs:
             self._tokens[key] = replace(found, identity=None)  # of this model: to compare would hash its weights for each cell
         return self._tokens[key]
 
-    def held_out(self, layer: str, seed: int) -> tuple[Any, list[str]] | None:
+    def held_out(self, estimator: Any) -> tuple[Any, list[str]] | None:
         """(X, y) of the validation pictures whose class is learned, for a method's own choices; None where there are none."""
         known = set(self._data.learned)
         rows = [i for i, label in enumerate(self._data.val.labels) if label in known]
         if not rows:
             return None
-        return self.of("val", layer, seed).take(rows), [self._data.val.labels[i] for i in rows]
+        return self.of("val", estimator).take(rows), [self._data.val.labels[i] for i in rows]
 
 
 def answers(classifier: Any, given: Any, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -85,7 +85,7 @@ def command(
         "classes": classes,
     }
     if stage2 is not None:
-        from wordsight.adapt.grid import STAGES
+        from wordsight.adapt.grid_methods import STAGES
 
         stage2 = STAGES.get(stage2, stage2)
     for name, value in (("loss", loss), ("stage2", stage2)):

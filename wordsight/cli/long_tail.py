@@ -12,7 +12,7 @@ from wordsight.cli.classify import read_labels
 from wordsight.cli.loading import DEVICES, QUICKSTART, load_model
 
 if TYPE_CHECKING:
-    from wordsight.adapt.grid import GridRequest
+    from wordsight.adapt.grid_methods import GridRequest
 
 
 @click.command(
@@ -26,9 +26,7 @@ Examples:
 @click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="All that wordsight.load takes.")
 @click.option("--data", required=True, metavar="DATA", help="Class folders, table, list files, published name or sample:SPLIT.")
 @click.option("--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
-@click.option(
-    "--methods", default="all", show_default=True, metavar="A,B", help="Or zero_shot, decoder+LOSS, decoder+LOSS+STAGE."
-)
+@click.option("--methods", default="all", show_default=True, metavar="A,B", help="Names of cells; all; coop. See above.")
 @click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Each learns anew; pictures stay the same.")
 @click.option("--budget", type=float, metavar="SECONDS", help="No cell begins later; the same command goes on.")
 @click.option("--set", "settings", multiple=True, metavar="METHOD.KEY=VALUE", help="Of zero_shot, linear_probe or decoder.")
@@ -109,7 +107,7 @@ def _request(
     Raises:
         click.UsageError: what can't be meant.
     """
-    from wordsight.adapt.grid import ALL, GridRequest
+    from wordsight.adapt.grid_methods import GridRequest, read_methods
     from wordsight.adapt.learn import split_settings
 
     try:
@@ -118,7 +116,7 @@ def _request(
         raise click.BadParameter(f"write whole numbers with commas between; got {seeds!r}", param_hint="'--seeds'") from error
     try:
         return GridRequest(
-            methods=ALL if methods == "all" else tuple(name.strip() for name in methods.split(",")),
+            methods=read_methods(methods),
             seeds=drawn,
             parameters=split_settings(settings),
             many_above=many_above,
