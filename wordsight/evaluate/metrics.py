@@ -301,14 +301,14 @@ def median_rank(ranks: np.ndarray) -> float:
 # Intervals
 
 
-def wilson_interval(successes: float, count: float) -> tuple[float, float]:
+def wilson_interval(successes: float, count: float, quantile: float = Z95) -> tuple[float, float]:
     """Wilson's 95% score interval of a proportion (1927): right at 0 and 1 and for small counts, where p +- 1.96 s.e. is not."""
     if count <= 0:
         raise ValueError(f"an interval needs at least one item, got {count}")
     share = successes / count
-    scale = 1 + Z95**2 / count
-    centre = (share + Z95**2 / (2 * count)) / scale
-    half = Z95 / scale * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    scale = 1 + quantile**2 / count
+    centre = (share + quantile**2 / (2 * count)) / scale
+    half = quantile / scale * math.sqrt(share * (1 - share) / count + quantile**2 / (4 * count**2))
     # at 0 and 1 the bound is exactly 0 or 1; rounding must not put the value outside of its interval
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
