@@ -6,8 +6,10 @@ Shape legend: N pictures, M texts, D embedding width, K vectors of one picture, 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +20,10 @@ from tqdm import tqdm
 
 from wordsight.data import Source, iterate, open_source
 from wordsight.data.errors import BadReport
-from wordsight.data.reader import Read
+from wordsight.data.reader import Read, picture_pixels
 from wordsight.data.selection import Selection
 from wordsight.data.texts import text_batches
+from wordsight.evaluate.feature_cache import KeptFeatures, Layer, encoder
 from wordsight.evaluate.modes import judging
 from wordsight.evaluate.sharing import ALONE, Processes, in_order, own_pieces, together
 from wordsight.system import PairScorer
@@ -35,12 +38,14 @@ class Embedded:
 
     Attributes:
         source: where the pictures came from (to show some of them again).
-        images_ND: float32 on the CPU, L2-normalised; what `encode_image` gave, [N, K, D] too, where the model is a PairScorer.
+        images_ND: float32 on the CPU. Projected: L2-normalised; what `encode_image` gave, [N, K, D] too, where the model is a
+            PairScorer. Penultimate: as the projection reads them, not normalised.
         positions: [N] index of each picture in `source`.
         keys, captions, labels: what the source says of each picture.
         bad: the samples that could not be read; they are not among the N.
         listing: hash of the keys, captions, labels and encoded bytes of the N, in order.
         reduced_decode: whether large JPEGs were decoded at a reduced scale; figures of them say so.
+        layer: "projected", which meets texts, or "penultimate", what the image tower's projection reads.
     """
 
     source: Source
@@ -52,11 +57,20 @@ class Embedded:
     bad: tuple[BadSample, ...]
     listing: str
     reduced_decode: bool = False
+    layer: Layer = "projected"
 
     @property
     def how(self) -> str:
         """What a protocol says of how the pictures were read, after a comma; nothing where it was exact."""
         return ", reduced decoding" if self.reduced_decode else ""
+
+    def require_projected(self) -> None:
+        """Raise a ValueError where these vectors can not be compared with texts."""
+        if self.layer != "projected":
+            raise ValueError(
+                f"these are {self.layer} features, which do not lie in the space of texts: embed the pictures with "
+                "layer='projected'"
+            )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -72,14 +86,18 @@ def require_embedder(model: Any) -> None:
         )
 
 
-def _kept(model: Any, vectors: Tensor, what: str) -> Tensor:
-    """Checked float32 on the CPU, unit vectors unless the model scores pairs itself: a NaN would win or lose every comparison
-    unseen."""
+def _checked(vectors: Tensor, what: str) -> Tensor:
+    """Float32 on the CPU; a NaN would win or lose every comparison unseen."""
     vectors = vectors.float().cpu()
     if not torch.isfinite(vectors).all():
         raise ValueError(
             f"the model gives infinite or undefined embeddings, first for {what}: its weights are damaged or have diverged"
         )
+    return vectors
+
+
+def _unit(model: Any, vectors: Tensor) -> Tensor:
+    """Unit vectors, unless the model scores pairs itself."""
     return vectors if isinstance(model, PairScorer) else normalize(vectors, dim=-1)
 
 
@@ -110,7 +128,7 @@ def embed_texts(
         with judging(model) as device:
             for k in tqdm(own, desc=description, unit="batch", disable=description is None or world.rank > 0):
                 tokens = model.tokenize(batches[k]).to(device)
-                found[k] = _kept(model, model.encode_text(tokens), f"the text {batches[k][0]!r}").clone()
+                found[k] = _unit(model, _checked(model.encode_text(tokens), f"the text {batches[k][0]!r}")).clone()
         return found
 
     vectors_UD = _in_order_of_all(world, work)
@@ -128,8 +146,10 @@ def embed_source(
     reduced_decode: bool = False,
     progress: bool = False,
     world: Processes = ALONE,
+    cache: str | os.PathLike[str] | None = None,
+    layer: Layer = "projected",
 ) -> Embedded:
-    """Unit vectors of all readable pictures of a data set, in its order.
+    """The vectors of all readable pictures of a data set, in its order.
 
     Args:
         model: an Embedder.
@@ -140,11 +160,18 @@ def embed_source(
         reduced_decode: decode large JPEGs at a reduced scale (`wordsight.data.iterate`); the model needs a `preprocessor`.
         progress: show a bar.
         world: the processes that share the batches; each gets all vectors.
+        cache: a folder where features are kept by content: weights, preprocessing, layer, the pictures' bytes. What is there is
+            neither decoded nor encoded again, in whatever order and set it comes; `wordsight.adapt` reads and writes the same
+            files. None keeps nothing. The model needs a `preprocessor`.
+        layer: "projected" gives unit vectors, which meet texts; "penultimate" what the image tower's projection reads, as it is.
 
     Raises:
-        ValueError: too many pictures are bad, no picture could be read, or reduced decoding of a model without `preprocessor`.
+        ValueError: too many pictures are bad, no picture could be read, reduced decoding or a cache of a model without
+            `preprocessor`, or no such layer.
+        OSError: the cache's disk is full; what is whole there stays, and the next call goes on from it.
     """
     require_embedder(model)
+    _encoder(model, layer)
     source = open_source(str(data)) if isinstance(data, str | Path) else data
     own = own_pieces(world, -(-len(source) // batch_size))
     show = progress and world.rank == 0
@@ -152,13 +179,15 @@ def embed_source(
 
     def work() -> dict[int, Tensor]:
         found = {}
-        with judging(model) as device:
-            batches = _batches(model, source, own, batch_size, num_workers, max_bad_share, reduced_decode, show)
+        kept = None if cache is None else KeptFeatures(model, cache, layer, reduced_decode=reduced_decode)
+        with kept or nullcontext(), judging(model) as device:
+            known = None if kept is None else kept.known
+            batches = _batches(model, source, own, batch_size, num_workers, max_bad_share, reduced_decode, show, known)
             for k, batch in zip(own, batches, strict=False):
                 read[k] = _Read([_about(sample) for sample in batch.samples], batch.positions, batch.bad)
                 if batch.samples:
-                    vectors = model.encode_image(batch.pixels.to(device))
-                    found[k] = _kept(model, vectors, batch.samples[0].key).clone()
+                    vectors = _features(model, layer, batch, device, kept, reduced_decode)
+                    found[k] = (_unit(model, vectors) if layer == "projected" else vectors).clone()
         return found
 
     images_ND = _in_order_of_all(world, work)
@@ -178,7 +207,38 @@ def embed_source(
         listing.update(content)
     positions = tuple(position for one in in_turn for position in one.positions)
     keys, captions, labels, _ = zip(*(about for one in in_turn for about in one.samples), strict=True)
-    return Embedded(source, images_ND, positions, keys, captions, labels, tuple(bad), listing.hexdigest(), reduced_decode)
+    return Embedded(source, images_ND, positions, keys, captions, labels, tuple(bad), listing.hexdigest(), reduced_decode, layer)
+
+
+def _encoder(model: Any, layer: Layer) -> Callable[[Tensor], Tensor]:
+    """`feature_cache.encoder`; a PairScorer says itself what is kept of a picture."""
+    if layer == "projected" and isinstance(model, PairScorer):
+        encode: Callable[[Tensor], Tensor] = model.encode_image  # type: ignore[attr-defined]
+        return encode
+    return encoder(model, layer)
+
+
+def _features(model: Any, layer: Layer, batch: Read, device: torch.device, kept: KeptFeatures | None, reduced: bool) -> Tensor:
+    """Features [B, ...] of a batch, as the tower gives them: those that are kept, and the others made now."""
+    encode = _encoder(model, layer)
+
+    def make(rows: Sequence[int], pixels: Tensor) -> Tensor:
+        parameter = next(iter(model.parameters()), None) if isinstance(model, torch.nn.Module) else None
+        pixels = pixels.to(device, None if parameter is None else parameter.dtype)
+        return _checked(encode(pixels), batch.samples[rows[0]].key)
+
+    if kept is None:
+        return make(batch.decoded, batch.pixels)
+    if batch.decoded:
+        kept.put([batch.digests[i] for i in batch.decoded], make(batch.decoded, batch.pixels))
+    found = [kept.get(digest) for digest in batch.digests]
+    damaged = [i for i, row in enumerate(found) if row is None]  # known, so not decoded, but damaged when it was read
+    if damaged:
+        preprocess = model.preprocessor
+        pixels = torch.stack([picture_pixels(batch.samples[i], preprocess, reduced) for i in damaged])
+        kept.put([batch.digests[i] for i in damaged], make(damaged, preprocess.normalize(pixels)))
+        found = [kept.get(digest) for digest in batch.digests]
+    return torch.stack([row for row in found if row is not None])
 
 
 _About = tuple[str, tuple[str, ...], str | None, bytes]  # key, captions, label, SHA-256 of the encoded picture
@@ -206,6 +266,7 @@ def _batches(
     max_bad_share: float,
     reduced_decode: bool,
     progress: bool,
+    known: frozenset[bytes] | None,
 ) -> Iterator[Read]:
     """The batches of `own` numbers among the consecutive ones of a source, with positions in the source."""
     preprocess = getattr(model, "preprocessor", None) or model.preprocess
@@ -224,9 +285,10 @@ def _batches(
             num_workers=num_workers,
             max_bad_share=share,
             reduced_decode=reduced_decode,
+            known=known,
         ):
             bar.update(len(batch.samples) + len(batch.bad))
-            yield Read(batch.samples, batch.pixels, tuple(positions[i] for i in batch.positions), batch.bad)
+            yield replace(batch, positions=tuple(positions[i] for i in batch.positions))
             num_bad += len(batch.bad)
             if num_bad > max_bad_share * len(source):
                 return  # too many already, whatever the other processes find: the count of all will say so
