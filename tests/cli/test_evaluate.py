@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 import wordsight
 from tests.evaluate.conftest import COLOURS, picture
-from wordsight.cli.evaluate import command, default_run_dir
+from wordsight.cli.evaluate import command, default_run_dir, one_model
+from wordsight.cli.evaluate_suite import candidates
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_failures_are_code_1_with_one_line(place: Path) -> None:
 
 def test_help_fits_a_screen_and_has_two_examples() -> None:
     text = CliRunner().invoke(command, ["--help"]).output
-    assert len(text.splitlines()) <= 40
+    assert len(text.splitlines()) <= 48
     assert text.count("wordsight evaluate ") == 2
 
 
@@ -131,3 +132,91 @@ def test_results_go_to_the_models_own_run_folder(tmp_path: Path, monkeypatch: py
     (tmp_path / "other").mkdir()
     assert default_run_dir(str(tmp_path / "other")) == Path("runs/evaluate-other")
     assert default_run_dir("ViT-B/32") == Path("runs/evaluate-ViT-B-32")
+
+
+SUITE_FILE = """
+from dataclasses import dataclass
+
+from wordsight.evaluate import Retrieval, ZeroShot
+from wordsight.evaluate.suite import SuiteItem
+
+
+@dataclass(frozen=True)
+class Broken:
+    text: str = "no such thing"
+
+    def judge(self, model, data):
+        raise ValueError(self.text)
+
+
+def suite(root):
+    food = ((root / "food", "Food-101's pictures in class folders"),)
+    return [
+        SuiteItem(name="toys", evaluator=ZeroShot(), data=root / "toys-val.jsonl", dataset="toys", split="val"),
+        SuiteItem(name="captions", evaluator=Retrieval(), data=root / "toys-val.jsonl", metric="text_to_image_R@5"),
+        SuiteItem(name="food", evaluator=ZeroShot(), data=root / "food", needs=food),
+        *([SuiteItem(name="broken", evaluator=Broken(), data=root / "toys-val.jsonl")] if (root / "break").exists() else []),
+    ]
+"""
+
+
+def test_a_suite_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    Path("own.py").write_text(SUITE_FILE, encoding="utf-8")
+    shutil.copytree("tiny", "others/tiny", dirs_exist_ok=True)
+    words = ["--suite", "own.py", "--root", ".", "--run", "suite", "--model", "tiny", "--model", "second=others/tiny"]
+    done = CliRunner().invoke(command, words, standalone_mode=False)
+    assert done.return_value == 0, done.output
+    assert "Left out, as data are missing: food\n  food: Food-101's pictures in class folders" in done.stdout
+    assert done.stderr.count("measured before") == 0
+    assert {path.parent.name for path in Path("suite").glob("*/*/finding.json")} == {"toys", "captions"}
+    assert {path.name for path in Path("suite").iterdir()} >= {"tiny", "second"}
+    done = CliRunner().invoke(command, [*words, "--strict", "--json"], standalone_mode=False)
+    assert done.return_value == 1, "data are missing"
+    assert done.stderr.count("measured before") == 4
+    told = json.loads(done.stdout)
+    assert told["missing"][0]["needs"] == [{"path": "food", "what": "Food-101's pictures in class folders"}]
+    assert {(one["model"], one["item"]) for one in told["results"]} == {
+        (model, item) for model in ("tiny", "second") for item in ("toys", "captions")
+    }
+    Path("break").touch()
+    done = CliRunner().invoke(command, [*words, "--json"], standalone_mode=False)
+    assert done.return_value == 1, "an item failed"
+    assert [one["error"] for one in json.loads(done.stdout)["failed"]] == ["no such thing"] * 2
+    assert len(json.loads(done.stdout)["results"]) == len(told["results"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "quick", "--run", "x"], "name the models"),
+        (["--suite", "quick", "--model", "tiny"], "needs --run"),
+        (["--suite", "quick", "--model", "tiny", "--run", "x", "--data", "y"], "says itself what is measured"),
+        (["--suite", "quick", "--model", "tiny", "--run", "x", "--task", "retrieval"], "says itself what is measured"),
+        (["--suite", "quick", "--model", "tiny", "--run", "x", "--processes", "2"], "one process"),
+        (["--suite", "quick", "--model", "a", "--model", "b", "--run", "x", "--architecture", "c"], "one model"),
+        (["tiny", "--model", "a", "--model", "b", "--data", "toys-val.jsonl"], "several models need --suite"),
+        (["--model", "a", "--model", "b", "--data", "toys-val.jsonl"], "several are compared with --suite"),
+        (["tiny"], "--suite NAME"),
+        ([], "MODEL"),
+    ],
+)
+def test_what_does_not_go_together_is_code_2(place: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str) -> None:
+    monkeypatch.chdir(place)
+    done = CliRunner().invoke(command, words)
+    assert done.exit_code == 2, done.output
+    assert said in " ".join(done.output.split())
+
+
+def test_model_beside_a_model_is_its_architecture_as_before() -> None:
+    assert one_model("file.pt", ("ViT-B/32",), None) == ("file.pt", "ViT-B/32")
+    assert one_model("file.pt", (), "ViT-B/32") == ("file.pt", "ViT-B/32")
+    assert one_model(None, ("runs/a",), None) == ("runs/a", None)
+
+
+def test_models_are_named_by_what_tells_them_apart(tmp_path: Path) -> None:
+    found = candidates(("runs/a/best", "runs/b/best", "x=runs/c/best", "ViT-B/32", "clip.pt"), None, "cpu")
+    assert [one.name for one in found] == ["a-best", "b-best", "x", "32", "clip.pt"]
+    assert [one.source for one in found] == ["runs/a/best", "runs/b/best", "runs/c/best", "ViT-B/32", "clip.pt"]
+    (tmp_path / "n=m").mkdir()
+    assert candidates((str(tmp_path / "n=m"),), None, "cpu")[0].name == "n-m"

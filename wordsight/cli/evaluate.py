@@ -1,4 +1,4 @@
-"""`wordsight evaluate`: figures of a model on a data set, into a run folder with its report."""
+"""`wordsight evaluate`: figures of a model on a data set, or of several models on a suite, into a run folder with its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,35 +27,37 @@ RUN_FILES = ("recipe.json", "environment.json", "results.json")
     epilog="""\b
 Examples:
   wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen
-  wordsight evaluate ViT-B-32.pt --data coco.csv --task retrieval --processes 2""",
+  wordsight evaluate --suite quick --model runs/a --model runs/b --run runs/ab""",
 )
-@click.argument("model")
-@click.option(
-    "--data", "specs", multiple=True, required=True, metavar="PATH", help="Shards, table, folder or sample:SPLIT; repeatable."
-)
+@click.argument("model", required=False)
+@click.option("--data", "specs", multiple=True, metavar="PATH", help="Shards, table, folder, sample:SPLIT; repeatable.")
+@click.option("--suite", metavar="NAME", help="Many measurements: quick; or a Python file.")
+@click.option("--model", "models", multiple=True, metavar="[NAME=]PATH", help="A model of the suite; repeatable.")
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), default="data", help="Where a suite's data lie. [data]")
+@click.option("--strict", is_flag=True, help="Exit code 1 where a suite lacks data.")
 @click.option(
     "--task", type=click.Choice(["zero_shot", "retrieval", "all"]), default="all", help="Default: all that the data allow."
 )
-@click.option(
-    "--prompts", metavar="SET", help="simple, imagenet80, name, or a file of templates. Default: the model's own, or simple."
-)
+@click.option("--prompts", metavar="SET", help="simple, imagenet80, name, a file. Default: the model's.")
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line.")
 @click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
-@click.option("--split", metavar="NAME", help="Name of the split in results.json. Default: told from PATH.")
+@click.option("--split", metavar="NAME", help="In results.json. Default: told from PATH.")
 @click.option("--run", "--run-dir", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
-@click.option("--model", "architecture", metavar="NAME", help="The architecture, where the file does not say it.")
+@click.option("--architecture", metavar="NAME", help="MODEL's, where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
 @processes_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
-@click.option(
-    "--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More bad pictures are an error."
-)
-@click.option("--reduced-decode", is_flag=True, help="Decode large JPEGs at a reduced scale: faster, a little different.")
+@click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More are an error.")
+@click.option("--reduced-decode", is_flag=True, help="Of large JPEGs: faster, a little different.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and no progress.")
 def command(
-    model: str,
+    model: str | None,
     specs: tuple[str, ...],
+    suite: str | None,
+    models: tuple[str, ...],
+    root: Path,
+    strict: bool,
     task: str,
     prompts: str | None,
     classes: Path | None,
@@ -74,8 +76,18 @@ def command(
     """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
 
     MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
-    runs/evaluate-MODEL.
+    runs/evaluate-MODEL. With --suite, many measurements of one or several models; what is in --run already is not done again.
     """
+    asked = Asked(task, prompts, None, captions, batch_size, workers, max_bad_share, reduced_decode)
+    if suite is not None:
+        from wordsight.cli.evaluate_suite import run
+
+        refuse_with_suite(specs, classes, split, processes, asked)
+        named = (*((model,) if model else ()), *models)
+        return run(suite, named, root, run_dir, architecture, device, asked, strict, as_json)
+    model, architecture = one_model(model, models, architecture)
+    if not specs:
+        raise click.UsageError("give --data PATH, or --suite NAME")
     if split is not None and len(specs) > 1:
         raise click.UsageError("--split names one data set, and there are several --data")
     names = _class_names(classes)
@@ -96,7 +108,7 @@ def command(
                 spec,
                 split,
                 folder,
-                _Asked(task, prompts or own_prompts(loaded), names, captions, batch_size, workers, max_bad_share, reduced_decode),
+                replace(asked, prompts=prompts or own_prompts(loaded), classes=names),
                 _command(model, spec, folder),
                 world,
                 progress,
@@ -108,12 +120,37 @@ def command(
     return 0
 
 
+def one_model(model: str | None, models: tuple[str, ...], architecture: str | None) -> tuple[str, str | None]:
+    """(model, architecture) without a suite, where `--model` beside MODEL names the architecture, as it did before suites."""
+    if model is None and len(models) == 1:
+        return models[0], architecture
+    if model is None:
+        raise click.UsageError("name one MODEL; several are compared with --suite" if models else "Missing argument 'MODEL'.")
+    if len(models) > 1 or (models and architecture is not None):
+        raise click.UsageError("beside MODEL, --model names its architecture (--architecture); several models need --suite")
+    return model, models[0] if models else architecture
+
+
+def refuse_with_suite(specs: tuple[str, ...], classes: Path | None, split: str | None, processes: int, asked: Asked) -> None:
+    """A usage error for what a suite says itself."""
+    plain = asked.task == "all" and asked.captions == "all" and asked.prompts is None and not asked.reduced_decode
+    if specs or classes is not None or split is not None or not plain:
+        raise click.UsageError(
+            "a suite says itself what is measured on what: leave out --data, --task, --prompts, --classes, --captions, --split "
+            "and --reduced-decode, or write a suite of your own (a Python file)"
+        )
+    if processes != 1:
+        raise click.UsageError(
+            "a suite runs in one process; start several commands, each with models of its own and the same --run"
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
     """What to measure, and how."""
 
     task: str
-    prompts: str
+    prompts: str | None
     classes: list[str] | None
     captions: str
     batch_size: int
@@ -127,7 +164,7 @@ def _measure(
     spec: str,
     split: str | None,
     folder: Path,
-    asked: _Asked,
+    asked: Asked,
     again: str,
     world: World,
     progress: bool,
@@ -193,7 +230,7 @@ def _class_names(path: Path | None) -> list[str] | None:
     return names
 
 
-def _judge(model: Any, embedded: Embedded, asked: _Asked, progress: bool, world: World) -> list[Judgement]:
+def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: World) -> list[Judgement]:
     """The measurements that are asked for; "all" leaves out what the data have no labels or captions for, and says so."""
     from wordsight.evaluate import Retrieval, ZeroShot
 
@@ -209,7 +246,7 @@ def _judge(model: Any, embedded: Embedded, asked: _Asked, progress: bool, world:
         missing = "labels" if not has["zero_shot"] else "captions"
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
     evaluators: dict[str, ZeroShot | Retrieval] = {
-        "zero_shot": ZeroShot(classes=asked.classes, prompts=asked.prompts, progress=progress),
+        "zero_shot": ZeroShot(classes=asked.classes, prompts=asked.prompts or "simple", progress=progress),
         "retrieval": Retrieval(captions="first" if asked.captions == "first" else "all", progress=progress),
     }
     return [evaluators[name].judge(model, embedded, world=world) for name in tasks]
