@@ -1,11 +1,15 @@
 """CoOp: the words around a class name are vectors that learn, and nothing else does (arXiv 2109.01134).
 
+For classes of unequal size it learns by the losses of the long tail too, as in arXiv 2304.01457.
+
 Shape legend: V views, N pictures, B a batch, C classes, D embedding width, M context tokens, W width of the text tower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 from typing import Any, Literal, Self
 
 import torch
@@ -13,14 +17,16 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from wordsight.adapt.estimator import AdaptedClassifier, class_list
-from wordsight.adapt.prompt_encoder import CHUNK_TOKENS, tokenizer_of
+from wordsight.adapt.estimator import AdaptedClassifier, Validation, class_list
+from wordsight.adapt.imbalanced import LDAM_SCALE, SAMPLINGS, class_counts, step_loss
+from wordsight.adapt.prompt_encoder import CHUNK_TOKENS, PromptEncoder, tokenizer_of
 from wordsight.adapt.prompt_training import (
     Precision,
     check_settings,
     class_logits,
     first_context,
     make_encoder,
+    plan,
     train,
 )
 
@@ -28,7 +34,7 @@ WORDS_AT_ONCE = 256  # context vectors whose distances to the whole vocabulary a
 
 
 class CoOp(AdaptedClassifier):
-    """p(c | x) = softmax_c(exp(log_scale) cos(image, text([context] name_c .))), the context learned by cross-entropy.
+    """p(c | x) = softmax_c(exp(log_scale) cos(image, text([context] name_c .))), the context learned by a loss.
 
     Towers and scale stand still. It differs from the published code in what it costs: prompts are encoded exactly, but without
     the tokens that change nothing (`PromptEncoder`), and pictures once. Its random crops are `num_views` drawn beforehand: with
@@ -47,6 +53,11 @@ class CoOp(AdaptedClassifier):
         learning_rate: where the cosine starts; the first epoch has 1e-5.
         momentum: of SGD.
         weight_decay: of SGD, on the context.
+        loss: "cross_entropy" as published, or another of `wordsight.adapt.imbalanced.LOSSES`, with the counts of y. "ldam" has
+            its own scale, 30, in the place of exp(log_scale), in training and after it: its margins lie between cosines.
+        gamma: of loss="focal".
+        tau: of loss="logit_adjustment".
+        sampling: "instance": each epoch is all pictures once; "class_balanced": as many are drawn, every class equally often.
         precision: "fp32" (the model's own) or "bf16" (autocast) in training.
         published_tokens: see `prompts.lay_out`.
         class_chunk_tokens: see `PromptEncoder`; bounds memory.
@@ -57,7 +68,7 @@ class CoOp(AdaptedClassifier):
     Attributes:
         context_: float32 [M, W], or [C, M, W] class-specific.
         class_vectors_: float32 [C, D], unit length.
-        scale_: exp(log_scale).
+        scale_: exp(log_scale); 30 with LDAM.
         loss_curve_: mean training loss of each epoch.
     """
 
@@ -78,6 +89,10 @@ class CoOp(AdaptedClassifier):
         learning_rate: float = 0.002,
         momentum: float = 0.9,
         weight_decay: float = 5e-4,
+        loss: str = "cross_entropy",
+        gamma: float = 2.0,
+        tau: float = 1.0,
+        sampling: str = "instance",
         precision: Precision = "fp32",
         published_tokens: bool = False,
         class_chunk_tokens: int = CHUNK_TOKENS,
@@ -97,12 +112,26 @@ class CoOp(AdaptedClassifier):
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.loss = loss
+        self.gamma = gamma
+        self.tau = tau
+        self.sampling = sampling
         self.precision = precision
         self.published_tokens = published_tokens
         self.class_chunk_tokens = class_chunk_tokens
         self.exact_reference = exact_reference
         self.num_views = num_views
         self.progress = progress
+
+    def fit(self, X: Any, y: Any = None, *, validation: Validation | None = None, sample_weight: Any = None) -> Self:
+        """Learn from pictures or their features, see `AdaptedClassifier.fit`.
+
+        Args:
+            X, y, validation: see there.
+            sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0: of labels that
+                may be wrong. One of 0 is as if it were not there.
+        """
+        return self._learn(X, y, validation, sample_weight)
 
     @classmethod
     def from_context(cls, model: Any, classes: Sequence[str], context: Tensor, **settings: Any) -> Self:
@@ -180,20 +209,52 @@ class CoOp(AdaptedClassifier):
         num_tokens = self.context_.shape[1]
         return [found[start : start + num_tokens] for start in range(0, len(found), num_tokens)]
 
-    def _fit(self, features_VND: Tensor, targets_N: Tensor, validation: tuple[Tensor, Tensor] | None) -> None:
+    def _fit(
+        self,
+        features_VND: Tensor,
+        targets_N: Tensor,
+        validation: tuple[Tensor, Tensor] | None,
+        weights_N: Tensor | None = None,
+    ) -> None:
         check_settings(self)
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}")
         encoder = make_encoder(self, [str(name) for name in self.classes_])
         generator = torch.Generator().manual_seed(self.seed)
         context = first_context(self, encoder, generator).requires_grad_()
-        features_VND, targets_N, scale = features_VND.to(encoder.device), targets_N.to(encoder.device), self._scale()
-
-        def loss(epoch: int, rows_B: Tensor) -> Tensor:
-            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                text_CD = encoder(context)
-            view_BD = features_VND[epoch % len(features_VND), rows_B.to(encoder.device)]
-            return cross_entropy(class_logits(view_BD, text_CD, scale), targets_N[rows_B.to(encoder.device)])
-
+        loss = partial(self._objective(encoder, features_VND, targets_N, weights_N), context)
         self._take(context, train(self, [context], loss, targets_N, generator))
+
+    def _objective(
+        self, encoder: PromptEncoder, features_VND: Tensor, targets_N: Tensor, weights_N: Tensor | None
+    ) -> Callable[[Tensor, int, Tensor], Tensor]:
+        """(context, epoch, rows [B]) -> the loss of a step, which is asked for once a step."""
+        epochs, _, num_batches = plan(self, targets_N)
+        device, scale, steps = encoder.device, self._scale(), count()
+        of_counts = step_loss(
+            self.loss,
+            class_counts(targets_N, weights_N, len(self.classes_)),
+            steps=epochs * num_batches,
+            gamma=self.gamma,
+            tau=self.tau,
+            head_scale=scale,
+        )
+        is_plain = self.loss == "cross_entropy" and weights_N is None
+        features_VND, targets_N = features_VND.to(device), targets_N.to(device)
+
+        def loss(context: Tensor, epoch: int, rows_B: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                text_CD = encoder(context)
+            view_BD = features_VND[epoch % len(features_VND), rows_B.to(device)]
+            logits_BC, targets_B = class_logits(view_BD, text_CD, scale), targets_N[rows_B.to(device)]
+            if is_plain:
+                return cross_entropy(logits_BC, targets_B)
+            return of_counts(logits_BC, targets_B, None if weights_N is None else weights_N[rows_B].to(device), next(steps))
+
+        return loss
+
+    def _scale(self) -> float:
+        return LDAM_SCALE if self.loss == "ldam" else super()._scale()
 
     def _take(self, context: Tensor, loss_curve: list[float]) -> None:
         """Become fitted with a context: the class vectors are computed here, once."""

@@ -20,9 +20,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from wordsight.adapt.estimator import AdaptedClassifier, Validation, _are_pictures, _labels
+from wordsight.adapt.estimator import AdaptedClassifier, Validation, _are_pictures, _labels, sample_weights
 from wordsight.adapt.features import ImageFeatures
-from wordsight.adapt.imbalanced import LDAM_SCALE, Schedule, step_loss, train
+from wordsight.adapt.imbalanced import LDAM_SCALE, Schedule, class_counts, step_loss, train
 from wordsight.adapt.token_cache import DTYPES, Tokens, cache_tokens, has_class_token, token_identity, tower_tokens
 from wordsight.nn.decoder import HEADS, CosineHead, DecoderConfig, TokenDecoder, read_out
 
@@ -144,7 +144,7 @@ class Decoder(AdaptedClassifier):
             y: N class names.
             validation: (X, y) of other pictures, by which a second stage chooses its tau; nothing else is chosen.
             sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0: of labels that
-                may be wrong.
+                may be wrong. One of 0 is as if it were not there.
 
         Raises:
             ValueError: see `AdaptedClassifier.fit`; tokens of another model, an unknown setting, weights that do not fit.
@@ -152,9 +152,8 @@ class Decoder(AdaptedClassifier):
         self._check_model()
         schedule = self._check_settings()
         with self._training_tokens(X) as tokens:
-            labels = _labels(X, y)
+            tokens, labels, weights_N = counting(tokens, _labels(X, y), sample_weight)
             targets_N = self._learn_classes(labels, len(tokens))
-            weights_N = sample_weights(sample_weight, targets_N)
             self.n_features_in_ = tokens.width
             self.counts_ = class_counts(targets_N, weights_N, len(self.classes_))
             self.second_stage_, self.second_stage_tau_ = "none", None
@@ -181,7 +180,7 @@ class Decoder(AdaptedClassifier):
             if self.stage2 is not None:
                 from wordsight.adapt.second_stage import second_stage  # which is built on this class
 
-                second = second_stage(self, self.stage2, tokens, labels, validation=validation, sample_weight=sample_weight)
+                second = second_stage(self, self.stage2, tokens, labels, validation=validation, sample_weight=weights_N)
                 self.__dict__.update(second.__dict__)
         return self
 
@@ -377,23 +376,14 @@ def class_vectors(classifier: AdaptedClassifier) -> Tensor:
     return class_embeddings(classifier.model, [str(name) for name in classifier.classes_], templates)
 
 
-def sample_weights(given: Any, targets_N: Tensor) -> Tensor | None:
-    """Weights as float32 [N]; None where none are given.
+def counting(tokens: Tokens, labels: np.ndarray, sample_weight: Any) -> tuple[Tokens, np.ndarray, Tensor | None]:
+    """Tokens, labels and weights of the pictures that count: all of them where there are no weights.
 
     Raises:
-        ValueError: not one a picture, or not finite and at least 0, or a class whose pictures count nothing.
+        ValueError: as `sample_weights`.
     """
-    if given is None:
-        return None
-    weights_N = torch.as_tensor(np.asarray(given, dtype=np.float32))
-    if weights_N.shape != targets_N.shape:
-        raise ValueError(f"sample_weight must be one number a picture, ({len(targets_N)},), got {tuple(weights_N.shape)}")
-    if not (weights_N.isfinite() & (weights_N >= 0)).all() or not (weights_N > 0).any():
-        raise ValueError("sample_weight must be finite numbers, at least zero and not all of them zero")
-    return weights_N
-
-
-def class_counts(targets_N: Tensor, weights_N: Tensor | None, num_classes: int) -> Tensor:
-    """Pictures of each class, or the sum of their weights: float64 [C]."""
-    ones_N = torch.ones(len(targets_N), dtype=torch.float64) if weights_N is None else weights_N.double()
-    return torch.zeros(num_classes, dtype=torch.float64).index_add_(0, targets_N, ones_N)
+    weights_N = sample_weights(sample_weight, len(labels))
+    if weights_N is None or len(labels) != len(tokens):
+        return tokens, labels, weights_N
+    rows = np.flatnonzero(weights_N.numpy())
+    return tokens.take(rows), labels[rows], weights_N[rows]

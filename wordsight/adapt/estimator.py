@@ -86,9 +86,17 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
                 that are infinite, undefined or of another width.
             OSError: a picture can't be read; the message names it.
         """
+        return self._learn(X, y, validation)
+
+    def _learn(self, X: Any, y: Any, validation: Validation | None, sample_weight: Any = None) -> Self:
+        """`fit`; a method that weighs pictures is given the weights of those that count, as if the others were not there."""
         self._check_model()
-        features_VND = self._training_features(X)
-        targets_N = self._learn_classes(_labels(X, y), features_VND.shape[1])
+        features_VND, labels = self._training_features(X), _labels(X, y)
+        weights_N = sample_weights(sample_weight, len(labels))
+        if weights_N is not None and len(labels) == features_VND.shape[1]:
+            kept_N = weights_N > 0
+            features_VND, labels, weights_N = features_VND[:, kept_N], labels[kept_N.numpy()], weights_N[kept_N]
+        targets_N = self._learn_classes(labels, features_VND.shape[1])
         self.n_features_in_ = features_VND.shape[2]
         held_out = None
         if validation is not None:
@@ -97,7 +105,10 @@ class AdaptedClassifier(ClassifierMixin, BaseEstimator):
             held_out = self._features(validation[0]), self._targets(_labels(*validation))
             if len(held_out[0]) != len(held_out[1]):
                 raise ValueError(f"validation has {len(held_out[0])} pictures and {len(held_out[1])} labels")
-        self._fit(features_VND, targets_N, held_out)
+        if weights_N is None:
+            self._fit(features_VND, targets_N, held_out)
+        else:
+            self._fit(features_VND, targets_N, held_out, weights_N)  # type: ignore[call-arg]  # of a method that weighs
         return self
 
     def logits(self, X: Any) -> Tensor:
@@ -398,6 +409,22 @@ def class_list(classes: Sequence[Any]) -> np.ndarray:
     if empty:
         raise ValueError(f"class name {empty[0]} is empty")
     return np.unique(np.array(names))
+
+
+def sample_weights(given: Any, num_rows: int) -> Tensor | None:
+    """How much each picture counts, float64 [N]; None where nothing is given.
+
+    Raises:
+        ValueError: not one number a picture, or not finite and at least 0, or all of them 0.
+    """
+    if given is None:
+        return None
+    weights_N = torch.as_tensor(np.asarray(given, dtype=np.float64))
+    if weights_N.shape != (num_rows,):
+        raise ValueError(f"sample_weight must be one number a picture, ({num_rows},), got {tuple(weights_N.shape)}")
+    if not (weights_N.isfinite() & (weights_N >= 0)).all() or not (weights_N > 0).any():
+        raise ValueError("sample_weight must be finite numbers, at least zero and not all of them zero")
+    return weights_N
 
 
 def _are_pictures(X: Any) -> bool:

@@ -33,6 +33,8 @@ LOSSES = (
 )
 SAMPLINGS = ("instance", "class_balanced")
 PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("nesterov", "sgd", "adamw")
+DECAYS = ("fixmatch", "cosine")
 EFFECTIVE_BETA = 0.9999
 LDAM_SCALE = 30.0
 DEFERRED_SHARE = 0.8  # of the steps before LDAM weighs classes: 160 of the paper's 200 epochs
@@ -44,14 +46,16 @@ StepLoss = Callable[[Tensor, Tensor, "Tensor | None", int], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How long and how fast a part learns: SGD with Nesterov's momentum.
+    """How long and how fast a part learns: by default SGD with Nesterov's momentum.
 
     Attributes:
         steps: updates; 0 leaves everything as it starts.
         batch_size: B.
         learning_rate: the highest, after the warm-up.
-        momentum: 0 to 1.
+        momentum: 0 to 1; AdamW has none.
         weight_decay: of matrices; vectors and numbers have none.
+        optimizer: "nesterov", "sgd" (its momentum is the plain one) or "adamw".
+        decay: of the learning rate after the warm-up, t from 0 to 1: "fixmatch" cos(7 pi t / 16), "cosine" (1 + cos(pi t)) / 2.
         warmup_steps: updates over which the rate grows; None: a sixteenth of the steps, as published.
         sampling: "instance": every picture equally often; "class_balanced": every class, and in it every picture.
         precision: "float32"; or "bfloat16": products in bfloat16, weights, norms and losses in float32, which is 2 to 3 times as
@@ -65,6 +69,8 @@ class Schedule:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_steps: int | None = None
+    optimizer: str = "nesterov"
+    decay: str = "fixmatch"
     sampling: str = "instance"
     precision: str = "float32"
     seed: int = 0
@@ -84,17 +90,28 @@ class Schedule:
             raise ValueError(
                 f"warmup_steps must be 0 to {max(self.steps - 1, 0)} with steps={self.steps}, got {self.warmup_steps}"
             )
-        if self.sampling not in SAMPLINGS:
-            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        choices = {"optimizer": OPTIMIZERS, "decay": DECAYS, "sampling": SAMPLINGS, "precision": PRECISIONS}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
     def rate(self, step: int) -> float:
-        """The learning rate of update `step` (from 0): linear over the warm-up, then cos(7 pi t / 16) for t from 0 to 1."""
+        """The learning rate of update `step` (from 0): linear over the warm-up, then as `decay` says."""
         warmup = self.steps // WARMUP_SHARE if self.warmup_steps is None else self.warmup_steps
         if step < warmup:
             return self.learning_rate * (step + 1) / (warmup + 1)
-        return self.learning_rate * math.cos(COSINES * math.pi * (step - warmup) / max(1, self.steps - warmup))
+        turn = math.pi * (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * (math.cos(COSINES * turn) if self.decay == "fixmatch" else (1 + math.cos(turn)) / 2)
+
+    def optimize(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of what requires a gradient in a module."""
+        decayed, free = split_by_decay(module.named_parameters())
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups = [group for group in groups if group["params"]]
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, lr=self.learning_rate)
+        nesterov = self.optimizer == "nesterov" and self.momentum > 0
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, nesterov=nesterov)
 
 
 def step_loss(
@@ -145,6 +162,12 @@ def step_loss(
     return ldam
 
 
+def class_counts(targets_N: Tensor, weights_N: Tensor | None, num_classes: int) -> Tensor:
+    """Pictures of each class, or the sum of their weights: float64 [C]."""
+    ones_N = torch.ones(len(targets_N), dtype=torch.float64) if weights_N is None else weights_N.double()
+    return torch.zeros(num_classes, dtype=torch.float64).index_add_(0, targets_N, ones_N)
+
+
 def draw_rows(targets_N: Tensor, num_views: int, schedule: Schedule) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Rows [B] and views [B] (None: the fixed one) of each step.
 
@@ -193,14 +216,7 @@ def train(
     Raises:
         ValueError: the loss becomes infinite or undefined.
     """
-    decayed, free = split_by_decay(module.named_parameters())
-    groups = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=schedule.learning_rate,
-        momentum=schedule.momentum,
-        nesterov=schedule.momentum > 0,
-    )
+    optimizer = schedule.optimize(module)
     device = next(module.parameters()).device
     module.train()
     draws = draw_rows(targets_N, num_views, schedule)

@@ -60,6 +60,24 @@ def default_epochs(targets_N: Tensor) -> int:
     return round(float(np.interp(int(targets_N.bincount().max()), SHOTS, EPOCHS)))
 
 
+def plan(learner: Any, targets_N: Tensor) -> tuple[int, int, int]:
+    """Epochs, pictures of a step, and steps of an epoch."""
+    batch_size = min(learner.batch_size, len(targets_N))
+    return learner.epochs or default_epochs(targets_N), batch_size, len(targets_N) // batch_size
+
+
+def draw_order(sampling: str, targets_N: Tensor, generator: torch.Generator) -> Tensor:
+    """The N rows of an epoch: all in a new order; with "class_balanced" each of a class drawn alike, then of its pictures."""
+    num_rows = len(targets_N)
+    if sampling == "instance":
+        return torch.randperm(num_rows, generator=generator)
+    by_class_N = targets_N.cpu().argsort(stable=True)
+    _, sizes = targets_N.cpu().unique(return_counts=True)
+    classes_N = torch.randint(len(sizes), (num_rows,), generator=generator)
+    within_N = (torch.rand(num_rows, generator=generator, dtype=torch.float64) * sizes[classes_N]).long()
+    return by_class_N[(sizes.cumsum(0) - sizes)[classes_N] + within_N]
+
+
 def learning_rate_at(epoch: int, epochs: int, learning_rate: float) -> float:
     """The published schedule."""
     return WARM_UP_RATE if epoch == 0 else 0.5 * learning_rate * (1 + math.cos(math.pi * (epoch - 1) / epochs))
@@ -111,13 +129,12 @@ def train(
     optimizer = torch.optim.SGD(
         parameters, lr=learner.learning_rate, momentum=learner.momentum, weight_decay=learner.weight_decay
     )
-    epochs, num_rows = learner.epochs or default_epochs(targets_N), len(targets_N)
-    batch_size = min(learner.batch_size, num_rows)
-    num_batches = num_rows // batch_size
+    epochs, batch_size, num_batches = plan(learner, targets_N)
+    sampling = getattr(learner, "sampling", "instance")
     curve = []
     for epoch in tqdm(range(epochs), desc=name, unit="epoch", disable=not learner.progress):
         optimizer.param_groups[0]["lr"] = learning_rate_at(epoch, epochs, learner.learning_rate)
-        order_N = torch.randperm(num_rows, generator=generator)
+        order_N = draw_order(sampling, targets_N, generator)
         losses = []
         for rows_B in order_N[: num_batches * batch_size].split(batch_size):
             value = loss(epoch, rows_B)
@@ -135,7 +152,7 @@ def train(
 
 
 def class_logits(features_BD: Tensor, text: Tensor, scale: float) -> Tensor:
-    """scale * cos(picture, class), in float32: [B, D] of unit length, [C, D] or [B, C, D] of any -> [B, C].
+    """scale * cos(picture, class) in the pictures' precision: [B, D] of unit length, [C, D] or [B, C, D] of any -> [B, C].
 
     Raises:
         ValueError: the pictures' features are of another width than the texts'.
@@ -145,5 +162,5 @@ def class_logits(features_BD: Tensor, text: Tensor, scale: float) -> Tensor:
             f"the features have {features_BD.shape[1]} numbers and the model's texts {text.shape[-1]}: they are of another model "
             "or layer"
         )
-    vectors = normalize(text.float(), dim=-1)
+    vectors = normalize(text.to(features_BD.dtype), dim=-1)
     return scale * (features_BD @ vectors.T if text.ndim == 2 else torch.einsum("bd,bcd->bc", features_BD, vectors))

@@ -26,9 +26,9 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from wordsight.adapt.decoder import COSINE_SCALE, Decoder, class_counts, sample_weights
+from wordsight.adapt.decoder import COSINE_SCALE, Decoder, counting
 from wordsight.adapt.estimator import Validation, _labels
-from wordsight.adapt.imbalanced import Schedule, step_loss, train
+from wordsight.adapt.imbalanced import Schedule, class_counts, step_loss, train
 from wordsight.losses.imbalance import adjust_logits, class_means, tau_normalise
 from wordsight.nn.decoder import DecoderConfig, TokenDecoder
 
@@ -85,8 +85,7 @@ def second_stage(
         return _with_tau(first, second, kind, tau, validation)
     if X is None:
         raise ValueError(f"{kind} learns from pictures: give those of the first stage and their labels")
-    features_VNW, targets_N = _look(first, X, y)
-    weights_N = sample_weights(sample_weight, targets_N)
+    features_VNW, targets_N, weights_N = _look(first, X, y, sample_weight)
     if kind == "ncm":
         second.decoder_ = _nearest_mean(first.decoder_, features_VNW, targets_N, weights_N)
         return second
@@ -123,10 +122,10 @@ class _HeadOnly(nn.Module):
         return logits_BC if self.calibration is None else self.calibration(logits_BC, features_BW)
 
 
-def _look(first: Decoder, X: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Features of the frozen first stage, [V, N, W] of its views or [1, N, W] of the fixed one, and targets [N]."""
-    labels = _labels(X, y)
+def _look(first: Decoder, X: Any, y: Any, sample_weight: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features of the frozen first stage, [V, N, W] of its views or [1, N, W] of the fixed one, targets [N] and weights [N]."""
     with first._training_tokens(X, reset=False) as tokens:
+        tokens, labels, weights_N = counting(tokens, _labels(X, y), sample_weight)
         if len(labels) != len(tokens):
             raise ValueError(f"X has {len(tokens)} pictures and y {len(labels)} labels")
         views: Sequence[int | None] = range(tokens.num_views) or [None]
@@ -136,7 +135,7 @@ def _look(first: Decoder, X: Any, y: Any) -> tuple[Tensor, Tensor]:
     if empty:
         names = ", ".join(repr(str(first.classes_[i])) for i in empty[:10])
         raise ValueError(f"{len(empty)} classes have no picture: {names}: give what the first stage learned from")
-    return features_VNW, targets_N
+    return features_VNW, targets_N, weights_N
 
 
 def _start(first: TokenDecoder, kind: str, seed: int) -> TokenDecoder:
