@@ -1,26 +1,22 @@
-"""Pictures through a frozen tower, part by part, each part in a file that is named by its content: what kept features and tokens
-share.
+"""Pictures through a frozen tower, in their fixed view and in random ones, computed only where it is not kept yet: what kept
+features and tokens share.
 
 A random view is drawn by (seed, view, the picture's bytes): never by its place, its batch or the machine. So what is learned from
-kept parts is what would be learned from the tower, and a part's name says all that it depends on: model, view and pictures.
-Another model or another picture is another file. A file has a checksum in front and is there whole or not at all; so a run that
-was killed goes on where it was, and processes may share a folder.
+kept rows is what would be learned from the tower, and each row is found by all that it depends on: model, view and picture. The
+files are those of `wordsight.evaluate.part_files`, which the evaluators share.
 
-Shape legend: n pictures of a part, V views of them, B pictures at once, S image side in pixels, ... what the tower gives.
+Shape legend: N pictures, n pictures of a part, V views of them, B pictures at once, S image side in pixels, ... what the tower
+gives.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,55 +25,76 @@ from tqdm import tqdm
 
 from wordsight.data.decode import decode
 from wordsight.data.errors import BadSampleError
+from wordsight.data.reader import picture_digest
 from wordsight.data.transform import TrainTransform
 from wordsight.evaluate.modes import judging
+from wordsight.evaluate.part_files import Part, Subject, open_shelves
 from wordsight.types import Sample
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CROP_SCALE = (0.08, 1.0)  # of CoOp's, CLAP's and the decoder's training views, which are flipped half of the time
-DIGEST_BYTES = 16
-LEFTOVER_S = 3600.0  # a part is written within seconds: what is older belongs to a process that is no more
 
-Kept = TypeVar("Kept")
+Packed = tuple[tuple[Tensor, ...], dict[str, Any]]  # arrays [n, ...] as they are kept, and what is said of them
 
 
-def kept_parts(
+@dataclass(frozen=True)
+class KeptView:
+    """The rows of N pictures in one view.
+
+    Attributes:
+        parts: that hold them.
+        part_N: int64 [N], the part of each picture.
+        row_N: int64 [N], its row there.
+    """
+
+    parts: list[Part]
+    part_N: np.ndarray
+    row_N: np.ndarray
+
+    def gather(self) -> Tensor:
+        """The first array's rows [N, ...], in memory."""
+        out = torch.empty(len(self.part_N), *self.parts[0].arrays[0].shape[1:], dtype=self.parts[0].arrays[0].dtype)
+        for number, part in enumerate(self.parts):
+            at = np.flatnonzero(self.part_N == number)
+            out[torch.from_numpy(at)] = part.arrays[0][torch.from_numpy(self.row_N[at])]
+        return out
+
+
+def kept_views(
     model: Any,
     encode: Callable[[Tensor], Tensor],
     pictures: Sequence[Any],
     *,
+    subject: Subject,
+    pack: Callable[[Tensor], Packed],
     num_views: int,
     seed: int,
     batch_size: int,
     part: int,
     views_at_once: int,
     folder: Path | None,
-    identity: str,
-    load: Callable[[Path, int], Kept | None],
-    keep: Callable[[Path | None, Tensor], Kept],
     progress: bool,
-) -> list[list[Kept]]:
+) -> list[KeptView]:
     """What a frozen tower makes of pictures, computed only where it is not kept yet.
 
     Args:
         model: an Embedder with `preprocessor`.
         encode: normalised pixels [B, 3, S, S] -> [B, ...].
         pictures: paths, PIL images or Samples.
+        subject: what the rows of the fixed view depend on beside the pictures.
+        pack: float32 [n, ...] -> what is kept of it.
         num_views: V, random views beside the fixed one.
         seed: of the random views.
         batch_size: pictures that the model sees at once.
         part: n, pictures of one file.
         views_at_once: views of a picture that are held as pixels.
         folder: of the files; None: nothing is kept.
-        identity: stands for all that the tower's output depends on beside pictures and views.
-        load: (path, n) -> a part that is kept there, None where it is not, or not whole.
-        keep: (path, float32 [n, ...]) -> the same part, just made and now kept; the path is None without a folder.
         progress: show a bar.
 
     Returns:
-        For the fixed view and then each random one, its parts in the pictures' order.
+        The fixed view and then each random one.
 
     Raises:
         OSError: a picture can't be read, or there is no room for a part; the message names it.
@@ -87,10 +104,9 @@ def kept_parts(
         raise ValueError("no pictures: give at least one")
     if num_views < 0:
         raise ValueError(f"num_views must be at least 0, got {num_views}")
-    if folder is not None:
-        remove_leftovers(folder)
     views: list[int | None] = [None, *range(num_views)]
-    parts: list[list[Kept]] = [[] for _ in views]
+    shelves = open_shelves(folder, [replace(subject, view=_view_name(seed, view)) for view in views])
+    places: list[list[tuple[Part, int]]] = [[] for _ in views]
     with (
         judging(model) as device,
         ThreadPoolExecutor(min(8, os.cpu_count() or 1), "wordsight-decode") as pool,
@@ -99,19 +115,40 @@ def kept_parts(
         for start in range(0, len(pictures), part):
             items = [pictures[i] for i in range(start, min(start + part, len(pictures)))]
             read = list(pool.map(read_picture, range(start, start + len(items)), items))
-            paths = [None if folder is None else folder / part_name(identity, seed, view, read) for view in views]
-            found = list(pool.map(lambda path, n=len(items): None if path is None else load(path, n), paths))
-            missing = [v for v, kept in enumerate(found) if kept is None]
-            bar.update(len(items) * (len(views) - len(missing)))
-            for at in range(0, len(missing), views_at_once):
-                these = missing[at : at + views_at_once]
-                made = _encode(model, encode, device, pool, read, [views[v] for v in these], seed, batch_size, bar)
+            # opening a part reads and checks all of it, so the views do it side by side
+            absent = list(pool.map(lambda shelf, read=read: [one for one in read if shelf.find(one.digest) is None], shelves))
+            missing = [{picture.digest: picture for picture in own} for own in absent]
+            todo = [v for v, own in enumerate(missing) if own]
+            bar.update(len(read) * len(views))
+            for at in range(0, len(todo), views_at_once):
+                these = todo[at : at + views_at_once]
+                asked = {digest: picture for v in these for digest, picture in missing[v].items()}
+                bar.update(-len(asked) * len(these))
+                made = _encode(
+                    model, encode, device, pool, list(asked.values()), [views[v] for v in these], seed, batch_size, bar
+                )
+                rows = {digest: row for row, digest in enumerate(asked)}
                 for v in these:
-                    found[v] = keep(paths[v], made.pop(0))
-            for own, kept in zip(parts, found, strict=True):
-                assert kept is not None
-                own.append(kept)
-    return parts
+                    shelves[v].add(list(missing[v]), *pack(made.pop(0)[[rows[digest] for digest in missing[v]]]))
+            for own, shelf in zip(places, shelves, strict=True):
+                found = [shelf.find(picture.digest) for picture in read]
+                own += [place for place in found if place is not None]
+    return [_as_view(own) for own in places]
+
+
+def _view_name(seed: int, view: int | None) -> str:
+    """A view as `Subject` knows it: all that it is drawn by beside the picture."""
+    return Subject.view if view is None else f"random view {view} of seed {seed}, crops of {CROP_SCALE[0]} to {CROP_SCALE[1]}"
+
+
+def _as_view(places: list[tuple[Part, int]]) -> KeptView:
+    numbers: dict[int, int] = {}
+    parts: list[Part] = []
+    for part, _ in places:
+        if numbers.setdefault(id(part), len(parts)) == len(parts):
+            parts.append(part)
+    part_N = np.array([numbers[id(part)] for part, _ in places], np.int64)
+    return KeptView(parts, part_N, np.array([row for _, row in places], np.int64))
 
 
 # Pictures
@@ -140,13 +177,7 @@ def read_picture(position: int, item: Any) -> Picture:
         name, content = f"picture {position} of the given ones", item
     else:
         raise ValueError(f"pictures are paths, PIL images or Samples; the one at position {position} is {type(item).__name__}")
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    if isinstance(content, bytes):
-        digest.update(content)
-    else:
-        digest.update(f"{content.mode} {content.size}".encode())
-        digest.update(content.tobytes())
-    return Picture(name, content, digest.digest())
+    return Picture(name, content, picture_digest(content))
 
 
 def draw_views(preprocessor: Any, picture: Picture, views: Sequence[int | None], seed: int) -> Tensor:
@@ -199,75 +230,3 @@ def _encode(
 def _batches(pictures: Sequence[Picture], size: int) -> Iterator[Sequence[Picture]]:
     for start in range(0, len(pictures), size):
         yield pictures[start : start + size]
-
-
-# Files
-
-
-def part_name(identity: str, seed: int, view: int | None, pictures: Iterable[Picture]) -> str:
-    """The name of a part's file: a digest of all that its content depends on."""
-    digest = hashlib.blake2b(f"{identity} {'plain' if view is None else (seed, view)}".encode(), digest_size=20)
-    for picture in pictures:
-        digest.update(picture.digest)
-    return f"{digest.hexdigest()}.features"
-
-
-def write_part(path: Path, *content: Any) -> None:
-    """Bytes, one after the other, with their checksum in front: whole or not at all.
-
-    Raises:
-        OSError: the disk is full; what is whole stays.
-    """
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    for chunk in content:
-        digest.update(chunk)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(digest.digest())
-            for chunk in content:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        size_mb = (DIGEST_BYTES + sum(memoryview(chunk).nbytes for chunk in content)) / 1e6
-        whole = sum(1 for _ in path.parent.glob("*.features"))
-        raise OSError(
-            error.errno,
-            f"no room in {path.parent} for a further part of {size_mb:.1f} MB: the {whole} parts there are whole and stay; make "
-            "room, or give a folder on another disk, and run the same again: it goes on from them",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def is_whole(path: Path) -> bool:
-    """Whether a part is there just as it was written; one that is damaged is said."""
-    try:
-        with open(path, "rb") as file:
-            digest = file.read(DIGEST_BYTES)
-            found = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
-    except FileNotFoundError:
-        return False
-    if found != digest:
-        say_damaged(path, "its checksum differs")
-    return found == digest
-
-
-def say_damaged(path: Path, why: str) -> None:
-    """Warn of a kept part that can't be used."""
-    warnings.warn(f"{path} is damaged ({why}): its pictures are looked at again", stacklevel=2)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half-written."""
-    for path in folder.glob(".*.features.*.tmp"):
-        try:
-            if time.time() - path.stat().st_mtime > LEFTOVER_S:
-                path.unlink()
-        except FileNotFoundError:  # another process was faster
-            continue

@@ -2,19 +2,17 @@
 
 They are many numbers a picture (a ViT-B/16's: 197 x 768), and the tower that makes them does not learn. So they are computed
 once, for the fixed view and for random views drawn beforehand, and kept in memory-mapped files of 64 pictures, which may be more
-than memory holds. What names, guards and resumes the files is `wordsight.adapt.parts`.
+than memory holds. What names, guards and resumes the files is `wordsight.evaluate.part_files`.
 
-A file is a checksum (16 bytes), the length of its header (4), the header (JSON, padded so that numbers begin at a multiple of
-64), the tokens [n, T, W] in float16, float32 or int8, and for int8 a float32 [n, T, 1] that a token's numbers are multiplied by
-when they are read. The header says what was lost: `max_error`, the largest difference, and `rms_error`, the differences' root
-mean square over that of the tokens.
+A file's arrays are the tokens [n, T, W] in float16, float32 or int8, and for int8 a float32 [n, T, 1] that a token's numbers are
+multiplied by when they are read. Its header says what was lost: `max_error`, the largest difference, and `rms_error`, the
+differences' root mean square over that of the tokens.
 
 Shape legend: N pictures, n pictures of a part, B rows asked for, V random views, T tokens, W width, S image side in pixels.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,17 +25,17 @@ import torch
 from torch import Tensor
 
 from wordsight.adapt import parts
+from wordsight.evaluate.feature_cache import model_name
 from wordsight.evaluate.modes import judging
+from wordsight.evaluate.part_files import Subject, list_parts
 from wordsight.evaluate.results import fingerprint
 
 Rows = Sequence[int] | np.ndarray | Tensor
 Kind = Literal["float16", "int8", "float32"]
 DTYPES = {"float16": torch.float16, "int8": torch.int8, "float32": torch.float32}
-FORMAT_VERSION = 1
+LAYER = "tokens"
 PART = 64  # pictures of one file: 19 MB of a ViT-B/16's in float16
 VIEWS_AT_ONCE = 2  # views of a part that are held as float32
-ALIGNMENT = 64
-LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,23 +91,6 @@ class Tokens:
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Part:
-    """The tokens of n pictures in one view, mapped from a file: they are read when they are used.
-
-    Attributes:
-        values: [n, T, W], float16, float32 or int8.
-        scales: float32 [n, T, 1] beside int8.
-        max_error: the largest difference from what the tower gave.
-        rms_error: the differences' root mean square over that of the tokens.
-    """
-
-    values: Tensor
-    scales: Tensor | None
-    max_error: float
-    rms_error: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class TokenCache(Tokens):
     """Tokens in files.
@@ -118,21 +99,22 @@ class TokenCache(Tokens):
         kind: "float16", "int8" or "float32".
         max_error: the largest difference between a kept number and the tower's.
         rms_error: root mean square of the differences over that of the tokens, of the part where it is largest.
-        parts: for the fixed view and each random one, its parts in order.
+        views: where the fixed view and each random one are kept.
     """
 
     kind: Kind
     max_error: float
     rms_error: float
-    parts: list[list[Part]] = field(repr=False)
+    views: list[parts.KeptView] = field(repr=False)
 
     def _read(self, rows_B: np.ndarray, views_B: np.ndarray) -> Tensor:
         tokens_BTW = torch.empty(len(rows_B), self.num_tokens, self.width)
         for i, (row, view) in enumerate(zip(rows_B.tolist(), views_B.tolist(), strict=True)):
-            part = self.parts[view + 1][row // PART]
-            tokens_BTW[i] = part.values[row % PART]
-            if part.scales is not None:
-                tokens_BTW[i] *= part.scales[row % PART]
+            kept = self.views[view + 1]
+            values, *scales = kept.parts[kept.part_N[row]].arrays
+            tokens_BTW[i] = values[kept.row_N[row]]
+            if scales:
+                tokens_BTW[i] *= scales[0][kept.row_N[row]]
         return tokens_BTW
 
 
@@ -204,42 +186,39 @@ def cache_tokens(
         raise ValueError(f"kind must be one of {', '.join(DTYPES)}, got {kind!r}")
     identity, made = token_identity(model), 0
 
-    def keep(path: Path | None, tokens_nTW: Tensor) -> Part:
+    def pack(tokens_nTW: Tensor) -> parts.Packed:
         nonlocal made
-        assert path is not None
         made += 1
-        _write(path, tokens_nTW, kind, identity)
-        return _map(path)
+        return _pack(tokens_nTW, kind)
 
-    views = parts.kept_parts(
+    views = parts.kept_views(
         model,
         token_encoder(model),
         pictures,
+        subject=Subject(identity=identity, layer=f"{LAYER} {kind}", model=model_name(model)),
+        pack=pack,
         num_views=num_views,
         seed=seed,
         batch_size=batch_size,
         part=PART,
         views_at_once=VIEWS_AT_ONCE,
         folder=Path(folder),
-        identity=f"{identity} {kind}",
-        load=lambda path, num_rows: _load(path, num_rows, kind, identity),
-        keep=keep,
         progress=progress,
     )
     if made:
         _say_stale(Path(folder), identity)
-    every = [part for own in views for part in own]
+    every = [part for view in views for part in view.parts]
     return TokenCache(
-        num_tokens=every[0].values.shape[1],
-        width=every[0].values.shape[2],
+        num_tokens=every[0].arrays[0].shape[1],
+        width=every[0].arrays[0].shape[2],
         class_token=has_class_token(model),
         num_views=num_views,
         identity=identity,
         rows=np.arange(len(pictures)),
         kind=kind,
-        max_error=max(part.max_error for part in every),
-        rms_error=max(part.rms_error for part in every),
-        parts=views,
+        max_error=max(part.about["max_error"] for part in every),
+        rms_error=max(part.about["rms_error"] for part in every),
+        views=views,
     )
 
 
@@ -294,32 +273,19 @@ def token_identity(model: Any) -> str:
     return fingerprint(model.image_tower, (), "", ["tokens", parts.CROP_SCALE, model.preprocessor.to_config(), *form])
 
 
-# One file
-
-
-def _write(path: Path, tokens_nTW: Tensor, kind: Kind, identity: str) -> None:
-    """The tokens as that kind, with the error that was measured in the header."""
-    values, scales = _pack(tokens_nTW, kind)
+def _pack(tokens_nTW: Tensor, kind: Kind) -> parts.Packed:
+    """The numbers as they are kept, for int8 what a token's are to be multiplied by, and the error that this makes."""
+    values, scales = _rounded(tokens_nTW, kind)
     difference = tokens_nTW - (values.float() if scales is None else values.float() * scales)
     power = tokens_nTW.square().mean().sqrt()
-    header = {
-        "format": FORMAT_VERSION,
-        "identity": identity,
-        "kind": kind,
-        "shape": list(tokens_nTW.shape),
+    errors = {
         "max_error": float(difference.abs().max()),
         "rms_error": float(difference.square().mean().sqrt() / power) if power > 0 else 0.0,
     }
-    text = json.dumps(header).encode()
-    text += b" " * (-(parts.DIGEST_BYTES + LENGTH_BYTES + len(text)) % ALIGNMENT)
-    content = [len(text).to_bytes(LENGTH_BYTES, "little"), text, values.contiguous().numpy().tobytes()]
-    if scales is not None:
-        content.append(scales.contiguous().numpy().tobytes())
-    parts.write_part(path, *content)
+    return (values,) if scales is None else (values, scales), errors
 
 
-def _pack(tokens_nTW: Tensor, kind: Kind) -> tuple[Tensor, Tensor | None]:
-    """The numbers as they are kept, and for int8 what a token's are to be multiplied by."""
+def _rounded(tokens_nTW: Tensor, kind: Kind) -> tuple[Tensor, Tensor | None]:
     if kind == "int8":
         scales_nT1 = tokens_nTW.abs().amax(2, keepdim=True) / 127
         scales_nT1 = torch.where(scales_nT1 > 0, scales_nT1, 1.0)
@@ -330,53 +296,10 @@ def _pack(tokens_nTW: Tensor, kind: Kind) -> tuple[Tensor, Tensor | None]:
     return tokens_nTW.to(DTYPES[kind]), None
 
 
-def _load(path: Path, num_rows: int, kind: Kind, identity: str) -> Part | None:
-    """A part that is there whole and is what its name says; None where it must be made."""
-    if not parts.is_whole(path):
-        return None
-    header = _header(path)
-    if header is None or header["identity"] != identity or header["kind"] != kind or header["shape"][0] != num_rows:
-        parts.say_damaged(path, "it is not what its name says")
-        return None
-    return _map(path)
-
-
-def _map(path: Path) -> Part:
-    """A whole part, mapped. A map holds no file open, so that there may be as many as there are files."""
-    header = _header(path)
-    assert header is not None
-    num_rows, num_tokens, width = header["shape"]
-    dtype = DTYPES[header["kind"]]
-    content = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
-    start = header["start"]
-    end = start + num_rows * num_tokens * width * dtype.itemsize
-    scales = content[end : end + num_rows * num_tokens * 4]
-    return Part(
-        content[start:end].view(dtype).view(num_rows, num_tokens, width),
-        scales.view(torch.float32).view(num_rows, num_tokens, 1) if dtype == torch.int8 else None,
-        header["max_error"],
-        header["rms_error"],
-    )
-
-
-def _header(path: Path) -> dict[str, Any] | None:
-    """What a file says about itself and where its numbers `start`; None where it is no part of a token cache."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(parts.DIGEST_BYTES)
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(length)) if length < 4096 else None
-    except (OSError, ValueError):
-        return None
-    if not isinstance(header, dict) or header.get("format") != FORMAT_VERSION:
-        return None
-    return {**header, "start": parts.DIGEST_BYTES + LENGTH_BYTES + length}
-
-
 def _say_stale(folder: Path, identity: str) -> None:
     """Say that a folder where parts were missing holds some of another model."""
-    headers = [_header(path) for path in folder.glob("*.features")]
-    others = sum(header is not None and header["identity"] != identity for header in headers)
+    subjects = [listed.subject for listed in list_parts(folder)]
+    others = sum(one is not None and one.layer.startswith(LAYER) and one.identity != identity for one in subjects)
     if others:
         warnings.warn(
             f"{folder} also holds {others} parts of another model or of other preprocessing: they were not used, and the "
