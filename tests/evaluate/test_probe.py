@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression as Reference
 
+from tests.evaluate.sealed import SealedLabels
+from wordsight.evaluate import features as features_module
 from wordsight.evaluate import probe
 from wordsight.evaluate.metrics import wilson_interval
 from wordsight.evaluate.probe import LogisticRegression, Path, linear_probe, search
@@ -62,7 +66,7 @@ def test_float32_is_as_good_and_blocks_change_nothing(monkeypatch: pytest.Monkey
         theirs = reference(features, labels, lam)
         best = loss_of(theirs.coef_.T, theirs.intercept_, features, labels, lam)
         for block_numbers in (1 << 20, 1):
-            monkeypatch.setattr(probe, "BLOCK_NUMBERS", block_numbers)
+            monkeypatch.setattr(features_module, "BLOCK_NUMBERS", block_numbers)
             problem = LogisticRegression([features[:150], features[150:]], torch.tensor(labels), 4)
             assert problem.dtype == torch.float32
             ours = problem.solve(lam)
@@ -163,6 +167,17 @@ def test_nothing_is_chosen_on_test() -> None:
     assert torch.equal(right.solution.weights_DC, wrong.solution.weights_DC)
 
 
+def test_test_labels_are_read_by_the_final_scoring_alone() -> None:
+    features, labels = clusters(60, 8, 3)
+    sealed = SealedLabels(labels.tolist())
+    with pytest.raises(AssertionError, match="before the final scoring"):
+        list(sealed)
+    linear_probe(features, labels, features, labels, features, sealed)
+    assert sealed.was_read
+    with pytest.raises(AssertionError, match="before the final scoring"):
+        linear_probe(features, labels, features, SealedLabels(labels.tolist()), features, labels)
+
+
 def test_large_problems_tune_roughly_and_report_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     train, train_labels = clusters(400, 24, 6, seed=1, spread=0.3)
     val, val_labels = clusters(400, 24, 6, seed=2, spread=0.3)
@@ -188,6 +203,40 @@ def test_memory_mapped_features_and_rows_all_alike(tmp_path: Any) -> None:
     same = np.ones((6, 4))
     result = linear_probe(same, [0, 1, 1] * 2, same, [0, 1, 1] * 2, same, [0, 1, 1] * 2, lambdas=[1.0])
     assert result.accuracy.value == pytest.approx(2 / 3)  # nothing to see but how often a class is
+
+
+STREAMED = """
+import resource, sys
+import numpy as np
+from wordsight.evaluate import probe
+
+mapped = np.load(sys.argv[1], mmap_mode="r")
+labels = np.load(sys.argv[2])
+probe.TURNED_BYTES = 1 << 20
+warm = probe.linear_probe(*(mapped[:500].copy(), labels[:500]) * 3, lambdas=[10.0])
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+limit = 1024 * used + int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+result = probe.linear_probe(mapped, labels, mapped[:2000], labels[:2000], mapped[-2000:], labels[-2000:], lambdas=[10.0])
+print(result.accuracy.value)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited by Linux's RLIMIT_DATA")
+def test_memory_mapped_features_are_never_held_whole(tmp_path: Any) -> None:
+    """160 MB of features are solved in a process that may take no more than 130 MB beyond what it starts with."""
+    labels = np.random.default_rng(0).integers(0, 2, 40_000)
+    np.save(tmp_path / "labels.npy", labels)
+    features = np.lib.format.open_memmap(tmp_path / "train.npy", mode="w+", dtype=np.float32, shape=(40_000, 1000))
+    for start in range(0, 40_000, 5000):
+        part = slice(start, start + 5000)
+        features[part] = np.random.default_rng(start).standard_normal((5000, 1000), dtype=np.float32)
+        features[part, 0] += 3 * labels[part]
+    features.flush()
+    command = [sys.executable, "-c", STREAMED, str(tmp_path / "train.npy"), str(tmp_path / "labels.npy")]
+    found = subprocess.run([*command, str(130_000_000)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert float(found.stdout) > 0.9
 
 
 def spoiled(value: float) -> np.ndarray:

@@ -20,7 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wordsight.evaluate.metrics import proportion
+from wordsight.evaluate.features import (
+    LinearClassifier,
+    Scored,
+    as_tensor,
+    check_features,
+    classes_of,
+    feature_blocks,
+    score,
+    targets_of,
+)
 from wordsight.types import Metric
 
 MAX_ITERATIONS = 1000
@@ -30,7 +39,6 @@ TOLERANCE = 2e-7  # a fit ends where the decrease that its next step expects is 
 TUNING_TOLERANCE = 1e-4  # the same for a large fit that only tunes lambda
 MEMORY = 10  # steps that L-BFGS remembers
 SMALL = 1 << 24  # N x D x C up to which everything is float64, and a fit costs so little that tuning ones end as others do
-BLOCK_NUMBERS = 1 << 20  # logits of one block
 TURNED_BYTES = 1 << 26  # features (in float32) up to which they are turned once, instead of the weights at each pass
 ARMIJO = 1e-4
 Step = tuple[Tensor, Tensor]  # a step, the change along it of the gradient without penalty
@@ -47,6 +55,7 @@ class ProbeResult:
         trace: lambda -> accuracy on validation of the fit on train, for every lambda that was tried, in rising order.
         classes: the C labels, sorted; the columns of `solution`.
         solution: the classifier that was tested, fitted on train and validation.
+        scored: what it said of each test picture.
     """
 
     accuracy: Metric
@@ -54,34 +63,22 @@ class ProbeResult:
     trace: dict[float, float]
     classes: tuple[Any, ...]
     solution: Solution
+    scored: Scored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solution:
-    """A fitted linear classifier: logits = x W + b.
+class Solution(LinearClassifier):
+    """A fitted linear classifier.
 
     Attributes:
-        weights_DC: float64 [D, C].
-        bias_C: float64 [C].
-        lam: lambda.
         loss: sum of the cross-entropies plus the penalty.
         num_iterations: of L-BFGS.
         converged: False where `max_iterations` ended it.
     """
 
-    weights_DC: Tensor
-    bias_C: Tensor
-    lam: float
     loss: float
     num_iterations: int
     converged: bool
-
-    def logits(self, features_ND: Any) -> Tensor:
-        """[N, D] -> [N, C], in blocks; float64 for float64 features, else float32."""
-        dtype = torch.float64 if str(features_ND.dtype).endswith("float64") else torch.float32
-        weights_DC, bias_C, device = self.weights_DC.to(dtype), self.bias_C.to(dtype), self.weights_DC.device
-        blocks = _blocks(features_ND, len(bias_C), device, dtype)
-        return torch.cat([torch.addmm(bias_C, block_nD, weights_DC) for block_nD in blocks])
 
 
 def linear_probe(
@@ -105,39 +102,32 @@ def linear_probe(
         lambdas: those to try; None is the paper's search among 96 steps of 1e-6 to 1e6, see `search`.
 
     Returns:
-        The result. Test labels are read for the last figure alone (and to see that each is a class).
+        The result. Test labels are read for the last figure alone.
 
     Raises:
         ValueError: features of other shapes or not finite, no rows, one class alone, a label that train lacks, a lambda that is
             not positive.
     """
-    features = {"train": train, "val": val, "test": test}
-    labels = {"train": _list(train_labels), "val": _list(val_labels), "test": _list(test_labels)}
-    for name in features:
-        features[name] = _checked(name, features[name], len(labels[name]), features["train"])
-    classes = _sorted(labels["train"])
-    if len(classes) < 2:
-        raise ValueError(f"a probe needs at least 2 classes, train has one: {classes[0]!r}")
-    places = {label: i for i, label in enumerate(classes)}
-    for name in ("val", "test"):
-        unknown = _sorted(set(labels[name]) - set(places))
-        if unknown:
-            raise ValueError(f"{name} has {len(unknown)} labels that train lacks: {', '.join(map(repr, unknown[:10]))}")
-    targets = {name: torch.tensor([places[label] for label in labels[name]]) for name in labels}
-
-    problem = LogisticRegression([features["train"]], targets["train"], len(classes))
+    train = check_features("train", train, len(train_labels))
+    val, test = (
+        check_features(name, given, len(labels), train.shape[1])
+        for name, given, labels in (("val", val, val_labels), ("test", test, test_labels))
+    )
+    classes = classes_of(train_labels)
+    targets, val_targets = targets_of("train", train_labels, classes), targets_of("val", val_labels, classes)
+    problem = LogisticRegression([train], targets, len(classes))
     path = Path(problem)
-    best_lambda, trace = search(lambda lam: accuracy(path(lam), features["val"], targets["val"]), lambdas)
-    tuned = path(best_lambda)
-    both = torch.cat([targets["train"], targets["val"]])
-    final = LogisticRegression([features["train"], features["val"]], both, len(classes), problem).solve(best_lambda, tuned)
-    hits_N = _hits(final, features["test"], targets["test"])
+    best_lambda, trace = search(lambda lam: accuracy(path(lam), val, val_targets), lambdas)
+    both = torch.cat([targets, val_targets])
+    final = LogisticRegression([train, val], both, len(classes), problem).solve(best_lambda, path(best_lambda))
+    scored = score(final.logits(test).argmax(1), test_labels, classes)
     return ProbeResult(
-        accuracy=proportion(hits_N.cpu().numpy(), 1 / len(classes)),
+        accuracy=scored.metrics["top1"],
         best_lambda=best_lambda,
         trace=trace,
-        classes=tuple(classes),
+        classes=classes,
         solution=final,
+        scored=scored,
     )
 
 
@@ -236,7 +226,7 @@ class LogisticRegression:
         self.device = parts[0].device if isinstance(parts[0], Tensor) else torch.device("cpu")
         self.num_rows, width = sum(len(part) for part in parts), parts[0].shape[1]
         self.dtype = torch.float64 if self.num_rows * width * num_classes <= SMALL else torch.float32
-        self.parts = tuple(part if isinstance(part, np.memmap) else _tensor(part, self.device, self.dtype) for part in parts)
+        self.parts = tuple(part if isinstance(part, np.memmap) else as_tensor(part, self.device, self.dtype) for part in parts)
         self.targets_N = targets_N.to(self.device)
         self.mean_D = torch.zeros(width, dtype=torch.float64, device=self.device)
         for block_nD in self._blocks():
@@ -255,7 +245,7 @@ class LogisticRegression:
 
     def _blocks(self) -> Iterator[Tensor]:
         for part in self.parts:
-            yield from _blocks(part, self.num_classes, self.device, self.dtype)
+            yield from feature_blocks(part, self.num_classes, self.device, self.dtype)
 
     def _reduce(self) -> tuple[Tensor, Tensor]:
         """Fewer rows than columns: W is penalised, so it lies in the span of the rows, and the features are kept in it."""
@@ -364,7 +354,7 @@ class LogisticRegression:
         """One pass over the data."""
         if self.turned_NR is not None:
             weights, shift_C = x[:-1].to(self.dtype), x[-1].to(self.dtype)
-            blocks: Iterator[Tensor] = _blocks(self.turned_NR, self.num_classes, self.device, self.dtype)
+            blocks: Iterator[Tensor] = feature_blocks(self.turned_NR, self.num_classes, self.device, self.dtype)
         else:
             weights = self.rotation_DR @ x[:-1].to(self.dtype)
             shift_C = (x[-1] - self.mean_D @ weights.double()).to(self.dtype)
@@ -421,56 +411,6 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float(torch.dot(a.flatten(), b.flatten()))
 
 
-def _hits(solution: Solution, features: Any, targets_N: Tensor) -> Tensor:
-    """[N] whether the likeliest class is right."""
-    return solution.logits(features).argmax(1) == targets_N.to(solution.weights_DC.device)
-
-
 def accuracy(solution: Solution, features: Any, targets_N: Tensor) -> float:
     """The share of pictures whose likeliest class is right."""
-    return float(_hits(solution, features, targets_N).double().mean())
-
-
-def _list(labels: Any) -> list[Any]:
-    return labels.tolist() if hasattr(labels, "tolist") else list(labels)
-
-
-def _sorted(labels: Any) -> list[Any]:
-    """The distinct labels, by kind and value."""
-    return sorted(set(labels), key=lambda label: (isinstance(label, str), label))
-
-
-def _checked(name: str, features: Any, num_labels: int, train: Any) -> Any:
-    """The features as an array or tensor of numbers [N, D], each finite."""
-    if not isinstance(features, Tensor | np.ndarray):
-        features = np.asarray(features)
-    if features.ndim != 2 or len(features) == 0:
-        raise ValueError(f"{name} must be features [N, D] of at least one picture, got the shape {tuple(features.shape)}")
-    width = np.shape(train)[1]
-    if features.shape[1] != width:
-        raise ValueError(f"{name} has {features.shape[1]} features a picture and train {width}: they are not of one model")
-    if len(features) != num_labels:
-        raise ValueError(f"{name} has {len(features)} pictures and {num_labels} labels")
-    at = 0
-    for block_nD in _blocks(features, width, torch.device("cpu"), torch.float64):
-        finite_n = torch.isfinite(block_nD).all(1)
-        if not finite_n.all():
-            row = at + int((~finite_n).nonzero()[0, 0])
-            raise ValueError(
-                f"the features of row {row} of {name} are infinite or undefined (NaN): mend or leave out that picture"
-            )
-        at += len(block_nD)
-    return features
-
-
-def _tensor(part: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if not isinstance(part, Tensor):
-        part = torch.from_numpy(np.array(part))  # a copy: torch can't hold what must not be written to
-    return part.to(device, dtype)
-
-
-def _blocks(part: Any, num_classes: int, device: torch.device, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Rows [n, D] of a part, in order."""
-    size = max(256, BLOCK_NUMBERS // num_classes)
-    for start in range(0, len(part), size):
-        yield _tensor(part[start : start + size], device, dtype)
+    return float((solution.logits(features).argmax(1) == targets_N.to(solution.weights_DC.device)).double().mean())
