@@ -31,7 +31,7 @@ Examples:
 )
 @click.argument("model", required=False)
 @click.option("--data", "specs", multiple=True, metavar="PATH", help="Shards, table, folder, sample:SPLIT; repeatable.")
-@click.option("--suite", metavar="NAME", help="Many measurements: quick; or a Python file.")
+@click.option("--suite", metavar="NAME", help="Many measurements: quick, failures, or FILE.py.")
 @click.option("--model", "models", multiple=True, metavar="[NAME=]PATH", help="A model of the suite; repeatable.")
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default="data", help="Where a suite's data lie. [data]")
 @click.option("--strict", is_flag=True, help="Exit code 1 where a suite lacks data.")
@@ -49,6 +49,12 @@ Examples:
 @processes_option
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
 @click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More are an error.")
+@click.option(
+    "--cache",
+    envvar="WORDSIGHT_CACHE",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder where features are kept for next time. Default: $WORDSIGHT_CACHE, or none.",
+)
 @click.option("--reduced-decode", is_flag=True, help="Of large JPEGs: faster, a little different.")
 @click.option("--json", "as_json", is_flag=True, help="Print the records as JSON, and no progress.")
 def command(
@@ -70,6 +76,7 @@ def command(
     processes: int,
     workers: int,
     max_bad_share: float,
+    cache: Path | None,
     reduced_decode: bool,
     as_json: bool,
 ) -> int:
@@ -78,7 +85,7 @@ def command(
     MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
     runs/evaluate-MODEL. With --suite, many measurements of one or several models; what is in --run already is not done again.
     """
-    asked = Asked(task, prompts, None, captions, batch_size, workers, max_bad_share, reduced_decode)
+    asked = Asked(task, prompts, None, captions, batch_size, workers, max_bad_share, reduced_decode, cache)
     if suite is not None:
         from wordsight.cli.evaluate_suite import run
 
@@ -96,11 +103,13 @@ def command(
         return code
     with joined(device) as world:
         from wordsight.evaluate.prompts import own_prompts, prompt_templates
+        from wordsight.evaluate.suite import describe_model
 
         prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
         loaded = load_model(model, architecture, device, world)
         folder = run_dir or default_run_dir(model)
         progress = not as_json and sys.stderr.isatty() and world.is_main
+        about = {"name": folder.name, "source": model} | (describe_model(loaded) if world.is_main else {})
         records: list[dict[str, Any]] = []
         for spec in specs:
             records += _measure(
@@ -110,6 +119,7 @@ def command(
                 folder,
                 replace(asked, prompts=prompts or own_prompts(loaded), classes=names),
                 _command(model, spec, folder),
+                about,
                 world,
                 progress,
                 not as_json,
@@ -157,6 +167,7 @@ class Asked:
     workers: int
     max_bad_share: float
     reduced_decode: bool
+    cache: Path | None
 
 
 def _measure(
@@ -166,12 +177,14 @@ def _measure(
     folder: Path,
     asked: Asked,
     again: str,
+    about: dict[str, Any],
     world: World,
     progress: bool,
     table: bool,
 ) -> list[dict[str, Any]]:
     """The records of one data set; the main process writes and prints them."""
     from wordsight.evaluate import embed_source, name_data, write_examples, write_results
+    from wordsight.evaluate.kept import folder_name, kept_of, write_kept
 
     embedded = embed_source(
         model,
@@ -182,6 +195,7 @@ def _measure(
         reduced_decode=asked.reduced_decode,
         progress=progress,
         world=world,
+        cache=asked.cache,
     )
     data, part = name_data(spec, split)
     records: list[dict[str, Any]] = []
@@ -191,6 +205,8 @@ def _measure(
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             write_results(folder, found)
+            kept = kept_of(judgement, data=data, split=part, model=about)
+            write_kept(folder / "findings" / folder_name(kept), kept)
             write_examples(folder, judgement, data, part, command=again)
             if table:
                 _print_table(judgement, data, part)

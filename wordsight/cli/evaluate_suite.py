@@ -48,6 +48,7 @@ def run(
         batch_size=asked.batch_size,
         num_workers=asked.workers,
         max_bad_share=asked.max_bad_share,
+        cache=asked.cache,
         progress=not as_json and sys.stderr.isatty(),
         say=lambda text: click.echo(text, err=True),
     )

@@ -21,6 +21,7 @@ COMMANDS = {
     "embed": "Turn pictures or texts into vectors (npy or Parquet).",
     "convert": "Write a checkpoint in another library's format.",
     "models": "List the catalogue, with sizes.",
+    "cache": "Look at kept features: list, verify, prune.",
     "data": "Look at a data set: stats, check, build.",
 }
 

@@ -71,6 +71,7 @@ class Retrieval:
                 world=world,
             )
         )
+        embedded.require_projected()
         last = None if self.captions == "all" else 1
         pairs = [(row, text) for row, texts in enumerate(embedded.captions) for text in texts[:last]]
         if not pairs:

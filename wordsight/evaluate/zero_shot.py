@@ -72,6 +72,7 @@ class ZeroShot:
                 world=world,
             )
         )
+        embedded.require_projected()
         classes = _classes(self.classes, embedded)
         rows, targets = _targets(classes, embedded)
         classes_CD = class_embeddings(model, classes, templates, progress=self.progress and world.rank == 0, world=world)
