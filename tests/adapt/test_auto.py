@@ -64,7 +64,7 @@ def tell(
 
 
 def test_it_knows_every_method_and_begins_with_those_that_are_always_tried() -> None:
-    assert set(METHODS) - set(ORDER) == {"decoder"}, "which is for many labels"
+    assert set(METHODS) - set(ORDER) == {"decoder", "projection", "fine_tune", "lift"}, "which are for many labels"
     assert ORDER[:2] == ALWAYS == ("zero_shot", "linear_probe")
 
 

@@ -18,6 +18,9 @@ METHODS = {
     "clap": ("wordsight.adapt.clap", "CLAP"),
     "cross_modal_probe": ("wordsight.adapt.cross_modal", "CrossModalProbe"),
     "decoder": ("wordsight.adapt.decoder", "Decoder"),
+    "projection": ("wordsight.adapt.projection", "Projection"),
+    "fine_tune": ("wordsight.adapt.fine_tune", "FineTune"),
+    "lift": ("wordsight.adapt.lift", "LIFT"),
 }
 _HOME = {name: module for module, name in METHODS.values()} | {
     "ImageFeatures": "wordsight.adapt.features",

@@ -20,7 +20,7 @@ from wordsight.adapt.learn import Learned, Validation, learn
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Trial
 
-# the decoder is not among them: it is for many labels, and takes its time
+# decoder, projection, fine_tune and lift are not among them: they are for many labels, and take their time
 ALWAYS = ("zero_shot", "linear_probe")
 ORDER = (
     *ALWAYS,

@@ -71,7 +71,7 @@ def command(
     \b
     Methods:   auto (tries them), zero_shot, linear_probe, cross_modal_probe, coop,
                cocoop, tip_adapter, tip_adapter_f, clip_adapter, lp_plus_plus, clap,
-               decoder (for many labels)
+               decoder, projection, fine_tune, lift (for many labels)
     Protocols: few_shot, base_to_new, cross_dataset, domain
     """
     names = None if classes is None else read_labels(classes, "'--classes'")
