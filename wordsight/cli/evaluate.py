@@ -109,7 +109,7 @@ def command(
         loaded = load_model(model, architecture, device, world)
         folder = run_dir or default_run_dir(model)
         progress = not as_json and sys.stderr.isatty() and world.is_main
-        about = {"name": folder.name, "source": model} | (describe_model(loaded) if world.is_main else {})
+        about = {"name": folder.resolve().name, "source": model} | (describe_model(loaded) if world.is_main else {})
         records: list[dict[str, Any]] = []
         for spec in specs:
             records += _measure(

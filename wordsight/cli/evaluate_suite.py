@@ -49,6 +49,7 @@ def run(
         num_workers=asked.workers,
         max_bad_share=asked.max_bad_share,
         cache=asked.cache,
+        cache=asked.cache,
         progress=not as_json and sys.stderr.isatty(),
         say=lambda text: click.echo(text, err=True),
     )
@@ -132,3 +133,13 @@ def _print(outcome: SuiteOutcome, run_dir: Path) -> None:
     for model, item, error in outcome.failed:
         click.echo(f"Failed: {model} · {item}: {error}", err=True)
     click.echo(f"Measurements: {run_dir}/MODEL/ITEM; reports: {run_dir}/MODEL/report.html.")
+    if len(models) > 1:
+        click.echo(f"Comparison: {_compare(run_dir)}.")
+
+
+def _compare(run_dir: Path) -> Path:
+    """The page that compares all models in the folder."""
+    from wordsight.evaluate.compare import compare, read_runs
+    from wordsight.evaluate.compare_report import write_comparison
+
+    return write_comparison(run_dir, compare(read_runs([run_dir])))[0]

@@ -12,7 +12,8 @@ import click
 COMMANDS = {
     "quickstart": "Train a small CLIP on the embedded pictures, judge it and ask it things.",
     "train": "Train a model by a recipe, into a run folder.",
-    "evaluate": "Measure a model: zero-shot classification and retrieval.",
+    "evaluate": "Measure a model: zero-shot classification, retrieval, whole suites.",
+    "compare": "Compare measured models by paired tests, in a page and tables.",
     "classify": "Name pictures from your own list of labels.",
     "adapt": "Learn a classifier from a few labelled pictures.",
     "long-tail": "Compare methods for classes of unequal size.",

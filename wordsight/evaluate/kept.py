@@ -6,10 +6,12 @@ and of single measurements, of today and of last year, on this machine and on an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,7 +34,7 @@ class Kept:
 
     Attributes:
         item: its name in the suite; "" where it was no suite's.
-        model: name, source, weights (hash), num_parameters and, where they were counted, gflops of the model.
+        model: name, source, weights (hash), num_parameters, gflops of the image tower, order (its place among the models).
         task, metrics, protocol, fingerprint, table, notes, outcomes: as the evaluator gave them.
         data, split: what it was measured on.
         listing: hash of the samples, where the evaluator was given them; "" else.
@@ -40,6 +42,7 @@ class Kept:
         versions: of the packages it was made with.
         asked: hash of what was asked for; another one is another measurement.
         seconds: how long it took.
+        order: its place in the suite.
     """
 
     item: str
@@ -55,6 +58,7 @@ class Kept:
     versions: dict[str, str] = field(default_factory=dict)
     asked: str = ""
     seconds: float = 0.0
+    order: int = 0
     table: list[dict[str, Any]] = field(default_factory=list)
     notes: tuple[str, ...] = ()
     outcomes: tuple[Outcomes, ...] = ()
@@ -95,6 +99,13 @@ def kept_of(found: Judgement | Finding, *, data: str, split: str, model: Mapping
         outcomes=found.outcomes,
         **({"item": ""} | more),
     )
+
+
+def folder_name(kept: Kept) -> str:
+    """Where a measurement that is no suite's lies in the `findings/` of a run folder: one place for each record's identity."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{kept.task} {kept.data} {kept.split}").strip("-")
+    identity = json.dumps([kept.task, kept.data, kept.split, kept.protocol])
+    return f"{words[-80:]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def versions() -> dict[str, str]:

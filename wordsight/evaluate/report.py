@@ -101,7 +101,8 @@ def figure(value: float | None, unit: str) -> str:
     return percent(value) if unit == "fraction" else f"{value:,.0f}"
 
 
-def _unit(metric: str) -> str:
+def unit_of(metric: str) -> str:
+    """The unit of a record of `results.json`, which does not say it."""
     return "rank" if metric.endswith(LOWER_IS_BETTER) else "fraction"
 
 
@@ -114,7 +115,7 @@ def metric_name(metric: str) -> str:
 
 def _row(record: dict[str, Any]) -> dict[str, Any]:
     """A record with what the page needs to draw it; a share's bar is in percent of its track."""
-    unit = _unit(record["metric"])
+    unit = unit_of(record["metric"])
     row = record | {"name": metric_name(record["metric"]), "unit": unit, "lift": None, "bar": None}
     low, high = record["ci95"]
     if unit == "fraction":
@@ -168,7 +169,7 @@ def _comparisons(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for (task, data, metric), splits in by_place.items():
         for split, unseen in splits.items():
             seen = splits.get(re.sub("unseen", "seen", split)) if "unseen" in split else None
-            if seen is not None and _unit(metric) == "fraction":
+            if seen is not None and unit_of(metric) == "fraction":
                 row = {"name": metric_name(metric), "seen": _row(seen), "unseen": _row(unseen)}
                 pairs[task, data, seen["split"], split].append(row)
     return [
@@ -210,7 +211,7 @@ def _charts(lines: list[dict[str, Any]], speed: list[dict[str, Any]]) -> list[di
     measured: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name in dict.fromkeys(key for line in lines for key in line if key.count("/") and not key.startswith("loss/")):
         prefix, _, metric = name.rpartition("/")
-        measured[prefix, _unit(metric)].append(name)
+        measured[prefix, unit_of(metric)].append(name)
 
     def add(title: str, curves: list[Line], *, from_zero: bool = False, shown: str = "") -> None:
         svg = line_chart(curves, x_name="step", label=f"{title} over training steps", from_zero=from_zero)

@@ -145,8 +145,8 @@ def run_suite(
         for model in models:
             model.load()
     work = _Work(Path(run_dir), present, len(models), batch_size, num_workers, max_bad_share, cache, progress, say)
-    for model in models:
-        work.measure(model)
+    for order, model in enumerate(models):
+        work.measure(model, order)
     return SuiteOutcome(measured=tuple(work.measured), again=work.again, failed=tuple(work.failed), missing=missing)
 
 
@@ -183,19 +183,19 @@ class _Work:
         self._spent_s = 0.0
         self._embedded: tuple[Any, str | Path, Embedded] | None = None
 
-    def measure(self, candidate: Candidate) -> None:
+    def measure(self, candidate: Candidate, order: int) -> None:
         """All items on one model."""
         folder = self.run_dir / candidate.name
         with hold(folder, "measuring into"):
             model = candidate.load()
-            about = {"name": candidate.name, "source": candidate.source or candidate.name} | describe_model(model)
-            for item in self.items:
+            about = {"name": candidate.name, "source": candidate.source or candidate.name, "order": order} | describe_model(model)
+            for place, item in enumerate(self.items):
                 self._step += 1
-                self._item(model, about, item, folder / item.name)
+                self._item(model, about, item, place, folder / item.name)
             self._embedded = None
             write_summary(folder)
 
-    def _item(self, model: Any, about: Mapping[str, Any], item: SuiteItem, folder: Path) -> None:
+    def _item(self, model: Any, about: Mapping[str, Any], item: SuiteItem, order: int, folder: Path) -> None:
         head = f"[{self._step} of {self.total}] {about['name']} · {item.name}"
         asked = _digest([about["weights"], settings_of(item), [_stamp(item.data), *(_stamp(path) for path, _ in item.needs)]])
         try:
@@ -211,7 +211,8 @@ class _Work:
         try:
             found = self._judge(model, item)
             data, split = item.place
-            more = {"item": item.name, "asked": asked, "headline": item.metric, "seconds": time.monotonic() - began}
+            spent = time.monotonic() - began
+            more = {"item": item.name, "asked": asked, "headline": item.metric, "seconds": spent, "order": order}
             kept = kept_of(found, data=data, split=split, model=about, **more)
             write_kept(folder, kept)
         except Exception as error:  # one item's failure, whatever it is, must not cost the night's others
