@@ -49,7 +49,6 @@ def run(
         num_workers=asked.workers,
         max_bad_share=asked.max_bad_share,
         cache=asked.cache,
-        cache=asked.cache,
         progress=not as_json and sys.stderr.isatty(),
         say=lambda text: click.echo(text, err=True),
     )
