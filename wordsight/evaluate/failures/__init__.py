@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wordsight.evaluate.failures.counting import Counting
     from wordsight.evaluate.failures.items import FailureMode, Item, judge_items
     from wordsight.evaluate.failures.order import Negation, WordOrder
+    from wordsight.evaluate.failures.readers import READERS, Published, published
     from wordsight.evaluate.failures.senses import Polysemy
     from wordsight.evaluate.failures.sheet import contact_sheet
     from wordsight.evaluate.failures.space import SizeDistance, Spatial
@@ -31,9 +32,18 @@ _MODES = {
     "Reading": "writing",
     "Typographic": "writing",
 }
-_HOMES = _MODES | {"FailureMode": "items", "Item": "items", "judge_items": "items", "contact_sheet": "sheet"}
+_HOMES = _MODES | {
+    "FailureMode": "items",
+    "Item": "items",
+    "Published": "readers",
+    "READERS": "readers",
+    "contact_sheet": "sheet",
+    "judge_items": "items",
+    "published": "readers",
+}
 
 __all__ = [
+    "READERS",
     "Binding",
     "Counting",
     "FailureMode",
@@ -41,6 +51,7 @@ __all__ = [
     "Negation",
     "Objects",
     "Polysemy",
+    "Published",
     "Reading",
     "SizeDistance",
     "Spatial",
@@ -49,6 +60,7 @@ __all__ = [
     "contact_sheet",
     "generated",
     "judge_items",
+    "published",
 ]
 
 

@@ -30,7 +30,7 @@ class Binding(FailureMode):
         if row == "colour":
             words = list(colours)
         elif row == "size":
-            words, sizes, colours = ["large", "small"], [draw.between(96, 104), draw.between(38, 46)], [colours[0]] * 2
+            words, sizes, colours = ["large", "small"], [draw.between(84, 90), draw.between(36, 42)], [colours[0]] * 2
         else:
             words = draw.some(PATTERNS, 2)
             patterns, colours = list(words), [colours[0]] * 2
