@@ -94,7 +94,7 @@ def test_every_beginning_is_computed_once() -> None:
 
 def test_batches_are_of_the_texts_alone_and_hold_about_what_they_should() -> None:
     rows = np.array([[1, 2, 9, -1], [1, 3, 4, 9], [1, 3, 5, 9], [2, 9, -1, -1]])
-    assert text_classifier._shared_NT(rows).tolist() == [0, 1, 2, 0]
+    assert text_classifier._shared(rows).tolist() == [0, 1, 2, 0]
     assert text_classifier._batches(rows, 1) == [slice(i, i + 1) for i in range(4)]
     assert text_classifier._batches(rows, 5) == [slice(0, 2), slice(2, 4)]
     assert text_classifier._batches(rows, 1000) == [slice(0, 4)]

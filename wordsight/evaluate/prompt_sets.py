@@ -1,7 +1,7 @@
-"""Class names and templates of the CLIP paper's data sets (arXiv 2103.00020, table 9 and section 3.1.4), as files with their sources.
+"""Class names and templates of the CLIP paper's data sets (arXiv 2103.00020, table 9 and section 3.1.4), as files with sources.
 
-A class is known by one label and stands in the templates by its names: mostly one, the label itself; Facial Emotion Recognition has
-several a class, and a gloss ("crane (bird)") is a name of its own.
+A class is known by one label and stands in the templates by its names: mostly one, the label itself; Facial Emotion Recognition
+has several a class, and a gloss ("crane (bird)") is a name of its own.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def read_classes(classes: str | Path | Sequence[str] | PromptSet) -> PromptSet:
         path = Path(classes)
         if not path.is_file():
             raise ValueError(
-                f"no classes {str(classes)!r}{nearest(str(classes), set_names())}: give a file with one class name a line, or one "
-                f"of {', '.join(set_names())}"
+                f"no classes {str(classes)!r}{nearest(str(classes), set_names())}: give a file with one class name a line, or "
+                f"one of {', '.join(set_names())}"
             )
         lines = (line.strip() for line in _text(path).splitlines())
         found = PromptSet(classes=tuple(line for line in lines if line), source=str(path))

@@ -1,7 +1,7 @@
-"""The texts of a zero-shot classifier through a causal text tower (CLIP, arXiv 2103.00020), with a fraction of the work and exactly.
+"""The texts of a zero-shot classifier through a causal text tower (CLIP, arXiv 2103.00020), exactly, with a fraction of the work.
 
-1,000 classes in 80 templates are 80,000 texts of which most is the same. The token rows, each up to its end token and each once, are
-sorted, so that a row begins as the one before it does; then
+1,000 classes in 80 templates are 80,000 texts of which most is the same. The token rows, each up to its end token and each once,
+are sorted, so that a row begins as the one before it does; then
 
 - a token is computed only where its row differs from the one before: all others are that row's. What is left is the tree of all
   prefixes ("a photo of a" is computed once, "great white" once a template), and nothing stands behind an end token;
@@ -12,8 +12,8 @@ sorted, so that a row begins as the one before it does; then
 A token's output depends on nothing but its own beginning, because the tower is causal: this is the plain computation, up to
 rounding. Towers that look in both directions share nothing; their texts go through `embed_texts`, those of like length together.
 
-Shape legend: M texts, N rows of tokens (the texts' different ones), L context length, T tokens of a row that are computed or looked
-up, S of them its own, K packed tokens, n rows of one shape, W width, H heads, E width of a head, D embedding width.
+Shape legend: M texts, N rows of tokens (the texts' different ones), L context length, T tokens of a row that are computed or
+looked up, S of them its own, K packed tokens, n rows of one shape, W width, H heads, E width of a head, D embedding width.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _sorted_rows(tokens_ML: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sorted_MT[is_new_M], row_M
 
 
-def _shared_NT(rows_NT: np.ndarray) -> np.ndarray:
+def _shared(rows_NT: np.ndarray) -> np.ndarray:
     """How many tokens each row begins with that the row before it has too: [N], 0 for the first one."""
     shared_N = np.zeros(len(rows_NT), dtype=np.int64)
     shared_N[1:] = np.logical_and.accumulate(rows_NT[1:] == rows_NT[:-1], axis=1).sum(1)
@@ -128,7 +128,7 @@ def _shared_NT(rows_NT: np.ndarray) -> np.ndarray:
 
 def _batches(rows_NT: np.ndarray, batch_tokens: int) -> list[slice]:
     """Neighbouring rows whose own tokens are about `batch_tokens`, at least one row each; they depend on the rows alone."""
-    own_N = (rows_NT >= 0).sum(1) - _shared_NT(rows_NT)
+    own_N = (rows_NT >= 0).sum(1) - _shared(rows_NT)
     batch_N = (own_N.cumsum() - own_N) // batch_tokens
     starts = np.flatnonzero(np.diff(batch_N, prepend=-1)).tolist()
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(rows_NT)], strict=True)]
@@ -160,7 +160,7 @@ class _Tree:
     """
 
     def __init__(self, rows_NT: np.ndarray) -> None:
-        length_N, shared_N = (rows_NT >= 0).sum(1), _shared_NT(rows_NT)
+        length_N, shared_N = (rows_NT >= 0).sum(1), _shared(rows_NT)
         own_N = length_N - shared_N
         order_N = np.lexsort((length_N, own_N))
         first_N = np.empty_like(own_N)
