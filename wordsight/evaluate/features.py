@@ -73,7 +73,7 @@ def check_features(name: str, features: Any, num_labels: int, width: int | None 
     """
     if not isinstance(features, Tensor | np.ndarray):
         features = np.asarray(features)
-    if features.ndim != 2 or len(features) == 0:
+    if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} must be features [N, D] of at least one picture, got the shape {tuple(features.shape)}")
     if width is not None and features.shape[1] != width:
         raise ValueError(f"{name} has {features.shape[1]} features a picture and train {width}: they are not of one model")
