@@ -53,8 +53,9 @@ def list_command(folder: Path, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("model", "id", "layer"):
-        table.add_column(title, overflow="fold")
+    table.add_column("model", overflow="fold")
+    for title in ("id", "layer"):
+        table.add_column(title, no_wrap=True)
     for title in ("views", "pictures", "MB", "last use"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
