@@ -208,7 +208,7 @@ class _Grid:
     def _make(self, name: str, seed: int) -> Any:
         """A cell's estimator, not fitted; of a second stage its first one."""
         what = read_method(name)
-        own = dict(self.request.parameters.get(what.estimator, {})) | ({} if what.loss is None else {"loss": what.loss})
+        own = dict(self.request.parameters.get(what.estimator, {})) | what.settings
         classes = self.data.classes if what.estimator == "zero_shot" else self.data.learned
         return make(self.model, what.estimator, own, classes, seed)
 

@@ -38,14 +38,25 @@ ALL = (  # a second stage mends what cross entropy learns of unequal classes; af
     "decoder+cross_entropy+logit_adjustment",
 )
 PROMPTS = tuple(f"coop+{loss}" for loss in LOSSES)  # not in ALL: each step encodes every class's text, far longer than a head's
-GROUPS = {"all": ALL, "coop": PROMPTS}  # what may be asked for by one word
-PLAIN = ("zero_shot", "linear_probe")  # cells that are called as their estimator
-WITH_LOSS = ("decoder", "coop")  # cells that are called estimator+LOSS
+PARTS = ("last", "lora", "adaptformer")  # of an image tower, that fine_tune may teach alone
+TUNED = (  # nor these: each cell looks at every picture anew in each epoch
+    "projection+cross_entropy",
+    "projection+balanced_softmax",
+    "fine_tune+cross_entropy",
+    "fine_tune+balanced_softmax",
+    *(f"fine_tune+balanced_softmax+{part}" for part in PARTS),
+    "lift",
+)
+GROUPS = {"all": ALL, "coop": PROMPTS, "tuned": TUNED}  # what may be asked for by one word
+PLAIN = ("zero_shot", "linear_probe", "lift")  # cells that are called as their estimator
+WITH_LOSS = ("decoder", "coop", "projection", "fine_tune")  # cells that are called estimator+LOSS
 ESTIMATORS = (*PLAIN, *WITH_LOSS)
 _IN_NAME, _SHARED = "it is part of a cell's name", "all cells share the run's"
 OWN_SETTINGS = {  # that the grid gives an estimator itself
     "decoder": {"loss": _IN_NAME, "stage2": _IN_NAME, "cache": _SHARED},
     "coop": {"loss": _IN_NAME},
+    "projection": {"loss": _IN_NAME},
+    "fine_tune": {"loss": _IN_NAME, "part": _IN_NAME},
 }
 
 
@@ -57,11 +68,18 @@ class CellMethod:
         estimator: one of ESTIMATORS.
         loss: of an estimator WITH_LOSS.
         stage2: of the decoder, a key of STAGES, or None.
+        part: of fine_tune, one of PARTS; None: the whole tower.
     """
 
     estimator: str
     loss: str | None = None
     stage2: str | None = None
+    part: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The estimator's parameters that the name says."""
+        return {name: value for name in ("loss", "part") if (value := getattr(self, name)) is not None}
 
     @property
     def first(self) -> str | None:
@@ -70,7 +88,7 @@ class CellMethod:
 
 
 def read_method(name: str) -> CellMethod:
-    """A plain estimator's name, decoder+LOSS, decoder+LOSS+STAGE or coop+LOSS.
+    """A plain estimator's name, one with its LOSS, decoder+LOSS+STAGE or fine_tune+LOSS+PART.
 
     Raises:
         ValueError: another name, with what there is.
@@ -82,9 +100,12 @@ def read_method(name: str) -> CellMethod:
             return CellMethod(estimator=estimator, loss=loss)
         case ["decoder", loss, stage] if loss in LOSSES and stage in STAGES:
             return CellMethod(estimator="decoder", loss=loss, stage2=stage)
+        case ["fine_tune", loss, part] if loss in LOSSES and part in PARTS:
+            return CellMethod(estimator="fine_tune", loss=loss, part=part)
     raise ValueError(
-        f"no method {name!r}: write {', '.join(PLAIN)}, decoder+LOSS, decoder+LOSS+STAGE or coop+LOSS, with LOSS one of "
-        f"{', '.join(LOSSES)}, and STAGE one of {', '.join(STAGES)}; or {' or '.join(GROUPS)} for many of them"
+        f"no method {name!r}: write {', '.join(PLAIN)}, {', '.join(f'{one}+LOSS' for one in WITH_LOSS)}, decoder+LOSS+STAGE or "
+        f"fine_tune+LOSS+PART, with LOSS one of {', '.join(LOSSES)}, STAGE one of {', '.join(STAGES)}, and PART one of "
+        f"{', '.join(PARTS)}; or {' or '.join(GROUPS)} for many of them"
     )
 
 

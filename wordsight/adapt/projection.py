@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wordsight.adapt.decoder import class_vectors
-from wordsight.adapt.estimator import AdaptedClassifier
+from wordsight.adapt.estimator import AdaptedClassifier, Validation
 from wordsight.adapt.features import Layer
 from wordsight.adapt.head_training import cosine_logits, number
 from wordsight.adapt.imbalanced import LDAM_SCALE, Schedule, class_counts, step_loss, train
@@ -68,7 +68,7 @@ class Projection(AdaptedClassifier):
         offset_: float32 [D], zeros where the tower has none.
         vectors_: float32 [C, D].
         scale_: s.
-        counts_: float64 [C], training pictures of each class.
+        counts_: float64 [C], training pictures of each class, or the sum of their weights.
     """
 
     layer: Layer = "penultimate"
@@ -120,7 +120,27 @@ class Projection(AdaptedClassifier):
         self.seed = seed
         self.progress = progress
 
-    def _fit(self, features_VND: Tensor, targets_N: Tensor, validation: tuple[Tensor, Tensor] | None) -> None:
+    def fit(self, X: Any, y: Any = None, *, validation: Validation | None = None, sample_weight: Any = None) -> Self:
+        """Learn from pictures or their penultimate features.
+
+        Args:
+            X: N pictures or features.
+            y: N class names.
+            validation: not used: nothing is chosen; see `wordsight.adapt.wise_ft` for what may be.
+            sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0.
+
+        Raises:
+            ValueError: see `AdaptedClassifier.fit`; features of another width, an unknown setting, weights that do not fit.
+        """
+        return self._learn(X, y, validation, sample_weight)
+
+    def _fit(
+        self,
+        features_VND: Tensor,
+        targets_N: Tensor,
+        validation: tuple[Tensor, Tensor] | None,
+        weights_N: Tensor | None = None,
+    ) -> None:
         schedule = self._schedule(len(targets_N))
         matrix_FD, offset_D = self._start()
         if len(matrix_FD) != features_VND.shape[2]:
@@ -128,7 +148,7 @@ class Projection(AdaptedClassifier):
                 f"the features have {features_VND.shape[2]} numbers and the model's projection reads {len(matrix_FD)}: give "
                 "penultimate features of this model"
             )
-        self.counts_ = class_counts(targets_N, None, len(self.classes_))
+        self.counts_ = class_counts(targets_N, weights_N, len(self.classes_))
         self.scale_ = self._head_scale()
         head = ProjectedHead(matrix_FD, offset_D, self._text_rows(), self.scale_, learn_head=self.learn_head)
         loss = step_loss(self.loss, self.counts_, steps=schedule.steps, gamma=self.gamma, tau=self.tau, head_scale=self.scale_)
@@ -136,7 +156,7 @@ class Projection(AdaptedClassifier):
         def read(rows_B: np.ndarray, views_B: np.ndarray | None) -> Tensor:
             return features_VND[0 if views_B is None else torch.from_numpy(views_B), torch.from_numpy(rows_B)]
 
-        train(head, read, targets_N, loss, schedule, num_views=self.num_views, progress=self.progress)
+        train(head, read, targets_N, loss, schedule, num_views=self.num_views, weights_N=weights_N, progress=self.progress)
         self.matrix_, self.vectors_ = head.matrix.detach(), head.vectors.detach()
         self.offset_ = torch.zeros(self.matrix_.shape[1]) if head.offset is None else head.offset.detach()
 
