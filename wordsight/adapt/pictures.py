@@ -159,6 +159,10 @@ class _Pictures(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._places)
 
+    def take(self, rows: Sequence[int]) -> _Pictures:
+        """Some of the pictures, in that order."""
+        return _Pictures([self._places[row] for row in rows])
+
     def __getitem__(self, index: Any) -> Any:
         source, position = self._places[index]
         try:
