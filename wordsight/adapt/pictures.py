@@ -168,8 +168,4 @@ class _Pictures(Sequence[Sample]):
         try:
             return source[position]
         except BadSampleError as error:
-    def take(self, rows: Sequence[int]) -> _Pictures:
-        """Some of the pictures, in that order."""
-        return _Pictures([self._places[row] for row in rows])
-
             raise OSError(f"{error.key} can't be read: {error.reason}") from error

@@ -162,9 +162,9 @@ class Inputs:
         """What an estimator takes for the pictures of a split; of train the random views of its seed too, where it wants them."""
         layer, pictures = estimator.layer, self._data.part(part)
         num_views = getattr(estimator, "num_views", 0) if part == "train" else 0
-        if layer not in LAYERS:
         if layer == "pictures":  # a tower that learns looks at them itself
             return self._features.plain(pictures, layer)
+        if layer not in LAYERS:
             return self._tokens_of(part, num_views, estimator.seed)
         if not num_views:
             return self._features.plain(pictures, layer)
