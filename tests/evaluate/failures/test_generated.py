@@ -324,16 +324,16 @@ def test_the_attack_shows_the_things_of_the_control() -> None:
 
 
 def test_a_contact_sheet_shows_the_first_items(tmp_path: Path) -> None:
-    path = contact_sheet(MODES[:2], tmp_path / "sheet.png", items=3, pictures_across=4)
+    path = contact_sheet(MODES[:2], tmp_path / "sheet.png", rows=1, pictures_across=4)
     with Image.open(path) as sheet:
         assert sheet.format == "PNG"
         assert sheet.width == 4 * 142 + 10
         pixels = np.array(sheet.convert("RGB"))
     assert (pixels.min(2) < 200).mean() > 0.02
-    again = contact_sheet(MODES[:2], tmp_path / "again.png", items=3, pictures_across=4)
+    again = contact_sheet(MODES[:2], tmp_path / "again.png", rows=1, pictures_across=4)
     assert again.read_bytes() == path.read_bytes()
-    assert contact_sheet(MODES[1], tmp_path / "one.png", items=1).exists()
-    with pytest.raises(ValueError, match="items=0"):
-        contact_sheet(MODES[1], tmp_path / "no.png", items=0)
+    assert contact_sheet(MODES[1], tmp_path / "one.png", rows=1).exists()
+    with pytest.raises(ValueError, match="rows=0"):
+        contact_sheet(MODES[1], tmp_path / "no.png", rows=0)
     with pytest.raises(ValueError, match="got 0 modes"):
         contact_sheet([], tmp_path / "no.png")

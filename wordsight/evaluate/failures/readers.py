@@ -183,7 +183,7 @@ def _visual_genome(
                 right=(0,),
             )
         )
-    how = "cut to the box" + (f", without {len(leave_out)} relations" if leave_out else "")
+    how = "cut to the box" + (f", {len(leave_out)} of the relations left out" if leave_out else "")
     return _made(name, items, pictures, how, file, ("the paper's figure is mean_per_row",))
 
 

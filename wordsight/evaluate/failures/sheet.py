@@ -18,7 +18,7 @@ GREY = (110, 114, 120)
 
 
 def contact_sheet(
-    modes: FailureMode | Sequence[FailureMode], path: str | os.PathLike[str], *, items: int = 8, pictures_across: int = 8
+    modes: FailureMode | Sequence[FailureMode], path: str | os.PathLike[str], *, rows: int = 2, pictures_across: int = 8
 ) -> Path:
     """Draw the first items of modes, one band a mode, and write them as a PNG.
 
@@ -27,41 +27,37 @@ def contact_sheet(
     Args:
         modes: one or more.
         path: where the PNG goes; its folder must exist.
-        items: how many of each mode; fewer where it has fewer.
+        rows: of pictures, of each mode; fewer where it has fewer items.
         pictures_across: pictures side by side; a group has two.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: no mode, `items` below 1, or `pictures_across` below 2.
+        ValueError: no mode, `rows` below 1, or `pictures_across` below 2.
     """
     modes = [modes] if isinstance(modes, FailureMode) else list(modes)
-    if not modes or items < 1 or pictures_across < 2:
+    if not modes or rows < 1 or pictures_across < 2:
         raise ValueError(
-            f"a sheet needs a mode, an item and two pictures across, got {len(modes)} modes, items={items}, "
+            f"a sheet needs a mode, a row and two pictures across, got {len(modes)} modes, rows={rows}, "
             f"pictures_across={pictures_across}"
         )
     width = pictures_across * (THUMB_PX + GAP_PX) + GAP_PX
-    bands = [_band(mode.name.replace("_", " "), mode.items()[:items], width, pictures_across) for mode in modes]
+    bands = [_band(mode.name.replace("_", " "), mode.items(), width, rows, pictures_across) for mode in modes]
     sheet = Image.new("RGB", (width, sum(band.height for band in bands)), "white")
     top = 0
     for band in bands:
         sheet.paste(band, (0, top))
         top += band.height
-    # 128 colours are enough for drawings, and a third of the bytes
-    sheet.quantize(128, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
+    # a palette is enough for drawings, and a third of the bytes
+    sheet.quantize(256, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)
     return Path(path)
 
 
-def _band(title: str, items: Sequence[Item], width: int, across: int) -> Image.Image:
+def _band(title: str, items: Sequence[Item], width: int, rows: int, across: int) -> Image.Image:
     """The title, and the items row by row."""
-    rows: list[list[Item]] = [[]]
-    for item in items:
-        if sum(len(one.pictures) for one in rows[-1]) + len(item.pictures) > across:
-            rows.append([])
-        rows[-1].append(item)
-    drawn = [_row(row, width) for row in rows]
+    in_row = across // len(items[0].pictures)
+    drawn = [_row(items[start : start + in_row], width) for start in range(0, min(len(items), rows * in_row), in_row)]
     band = Image.new("RGB", (width, 30 + sum(row.height for row in drawn)), "white")
     ImageDraw.Draw(band).text((GAP_PX, 8), title, fill="black", font=ImageFont.load_default(16))
     top = 30
