@@ -119,7 +119,7 @@ def test_items_are_well_formed(mode: FailureMode) -> None:
 
 @pytest.mark.parametrize("mode", MODES, ids=NAMES)
 def test_everything_lies_within_the_margins(mode: FailureMode) -> None:
-    """So that a model that cuts the border sees all of it, and nothing is empty."""
+    """And nothing is empty."""
     for item in mode.items():
         for picture in item.pictures:
             image = picture()
