@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wordsight.evaluate.embedding import Embedded, embed_source
     from wordsight.evaluate.examples import write_examples
+    from wordsight.evaluate.few_shot_curve import FewShotCurve
+    from wordsight.evaluate.probing import KNN, LinearProbe, NearestMean, Ridge
     from wordsight.evaluate.prompts import class_embeddings, prompt_templates
     from wordsight.evaluate.report import write_report
     from wordsight.evaluate.results import Judgement, name_data, write_results
@@ -16,8 +18,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Embedded": "embedding",
+    "FewShotCurve": "few_shot_curve",
     "Judgement": "results",
+    "KNN": "probing",
+    "LinearProbe": "probing",
+    "NearestMean": "probing",
     "Retrieval": "retrieval",
+    "Ridge": "probing",
     "ZeroShot": "zero_shot",
     "class_embeddings": "prompts",
     "embed_source": "embedding",
@@ -29,9 +36,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "KNN",
     "Embedded",
+    "FewShotCurve",
     "Judgement",
+    "LinearProbe",
+    "NearestMean",
     "Retrieval",
+    "Ridge",
     "ZeroShot",
     "class_embeddings",
     "embed_source",

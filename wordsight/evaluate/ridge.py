@@ -1,9 +1,9 @@
 """Ridge classification in closed form: least squares to one target a class with a penalty, and its exact leave-one-out figures.
 
 Targets are +1 for a picture's class and -1 for the others, the bias has no penalty, and the largest output names the class: the
-objective is scikit-learn's RidgeClassifier's. One eigendecomposition, of the centred X'X or of XX', whichever is smaller, gives the
-solution for every lambda, and with it what each picture would be taken for by a fit without it: its residual divided by 1 - h,
-with h its entry in the diagonal of the hat matrix (Allen 1974). So lambda is chosen on train alone and nothing is held out.
+objective is scikit-learn's RidgeClassifier's. One eigendecomposition, of the centred X'X or of XX', whichever is smaller, gives
+the solution for every lambda, and with it what each picture would be taken for by a fit without it: its residual divided by
+1 - h, with h its entry in the diagonal of the hat matrix (Allen 1974). So lambda is chosen on train and nothing is held out.
 
 Shape legend: N pictures, n of one block, D feature width, R directions (min of N and D), C classes, L lambdas.
 """
