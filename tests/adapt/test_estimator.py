@@ -94,6 +94,9 @@ class RandomCrossModal(RandomTexts, CrossModalProbe):  # type: ignore[misc]
 
 
 def expected_failures(estimator: Any) -> dict[str, str]:
+    if isinstance(estimator, LinearProbe):
+        near = "a fit ends near the minimum, at 1e-5 of a probability, and the check wants 1e-7"
+        return {"check_sample_weight_equivalence_on_dense_data": near}
     if isinstance(estimator, RandomTip | RandomTipF):
         return {"check_methods_subset_invariance": "float32 sums of other batches differ by 1e-7, which the check wants exact"}
     if isinstance(estimator, RandomClipAdapter | RandomCLAP | RandomCrossModal):

@@ -30,6 +30,22 @@ def test_given_C_is_scikit_learns() -> None:
     torch.testing.assert_close(scale * torch.tensor(new) @ vectors.T + bias, ours.logits(new))
 
 
+def test_weights_are_scikit_learns_and_0_is_absence() -> None:
+    X, y = shots(8, noise=2.0)
+    new = shots(20, seed=1)[0]
+    weight = np.random.default_rng(0).uniform(0, 3, len(y))
+    weight[::5] = 0
+    ours = LinearProbe(C=0.1).fit(X, y, sample_weight=weight)
+    theirs = Reference(C=0.1, tol=1e-9, max_iter=5000).fit(X.astype(np.float64), y, sample_weight=weight)
+    np.testing.assert_allclose(ours.predict_proba(new), theirs.predict_proba(new), atol=2e-3)
+    assert np.abs(ours.predict_proba(new) - LinearProbe(C=0.1).fit(X, y).predict_proba(new)).max() > 0.02
+    kept = weight > 0
+    without = LinearProbe(C=0.1).fit(X[kept], y[kept], sample_weight=weight[kept])
+    assert torch.equal(ours.class_vectors_, without.class_vectors_)
+    searched = LinearProbe().fit(X, y, sample_weight=weight)  # in folds, each with its weights
+    assert searched.C_ == LinearProbe().fit(X[kept], y[kept], sample_weight=weight[kept]).C_
+
+
 @pytest.mark.parametrize("how", ["clip", "coop"])
 def test_C_is_chosen_on_validation_and_learned_from_train_alone(how: Any) -> None:
     X, y = shots(4, noise=2.0)

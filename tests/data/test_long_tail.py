@@ -58,7 +58,7 @@ def test_counts_by_hand() -> None:
 
 @given(st.integers(1, 10_000), st.integers(2, 60), st.floats(1, 1000))
 def test_counts_fall_from_the_largest_to_the_factors_part(num_max: int, num_classes: int, factor: float) -> None:
-    if num_max < factor:
+    if num_max * (1 + 1e-9) < factor:  # what rounding may add is no reason to refuse
         with pytest.raises(ValueError, match="leaves the smallest none"):
             exponential_counts(num_max, num_classes, factor)
         return

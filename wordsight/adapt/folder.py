@@ -35,7 +35,7 @@ from wordsight.train.rundir import hold
 
 # words of a setting -> the digest that says whether they mean the same: another path to the same model is no difference
 SAME_BY = {"words.model": "model", "words.architecture": "model"} | {
-    f"words.{name}": "pictures" for name in ("data", "root", "test", "val", "classes")
+    f"words.{name}": "pictures" for name in ("data", "root", "test", "val", "weights", "classes")
 }
 
 

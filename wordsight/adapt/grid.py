@@ -21,6 +21,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -39,7 +40,7 @@ from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.grid_figures import summarise, write_figures
 from wordsight.adapt.grid_methods import STAGES, GridRequest, read_method
 from wordsight.adapt.judge import _write_csv
-from wordsight.adapt.learn import make
+from wordsight.adapt.learn import make, weight_arguments
 from wordsight.adapt.second_stage import second_stage
 from wordsight.adapt.tail_data import Inputs, Part, TailData, answers, prepare
 from wordsight.data.few_shot import Splits
@@ -120,6 +121,8 @@ def run_grid(
         raise ValueError(f"the budget must be seconds above 0, got {budget_s}")
     start = time.monotonic()
     data = prepare(splits)
+    for name in request.methods:
+        weight_arguments(read_method(name).estimator, data.train)  # before anything is computed
     folder = GridFolder(Path(run_dir))
     settings = _settings(request, model, data)
     with folder.locked(settings):
@@ -223,7 +226,8 @@ class _Grid:
             with Meter(next(self.model.parameters()).device) as meter, warnings.catch_warnings():
                 # a few pictures of many classes look like numbers to scikit-learn; they are names
                 warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-                classifier.fit(train, list(self.data.train.labels), validation=held_out)
+                weights = weight_arguments(what.estimator, self.data.train)
+                classifier.fit(train, list(self.data.train.labels), validation=held_out, **weights)
         else:
             if (what.first, seed) in failed:
                 raise ValueError(f"its first stage, {what.first}, failed")
@@ -231,7 +235,8 @@ class _Grid:
             train, held_out = inputs.of("train", first), inputs.held_out(first)
             with Meter(next(self.model.parameters()).device) as meter:
                 kind = STAGES[what.stage2 or ""]
-                classifier = second_stage(first, kind, train, list(self.data.train.labels), validation=held_out)
+                labels, weights = list(self.data.train.labels), weight_arguments(what.estimator, self.data.train)
+                classifier = second_stage(first, kind, train, labels, validation=held_out, **weights)
         if any(read_method(method).first == name for method in self.request.methods):
             self.fitted[name] = classifier
         return self._write(cell, classifier, inputs, meter.cost, cost)
@@ -367,6 +372,7 @@ def _settings(request: GridRequest, model: Any, data: TailData) -> dict[str, Any
         given = data.part(part)
         for key, label in zip(given.keys, given.labels, strict=True):
             pictures.update(f"{part}\0{key}\0{label}\n".encode(errors="surrogateescape"))
+        pictures.update(repr(given.weights).encode() if given.weights is not None else b"")
     asked = {name: value for name, value in asdict(request).items() if name not in ("methods", "seeds", "words")}
     return {
         "format": FORMAT_VERSION,
@@ -375,5 +381,6 @@ def _settings(request: GridRequest, model: Any, data: TailData) -> dict[str, Any
         "data": data.name,
         "classes": list(data.classes),
         "words": dict(request.words),
+        **({} if data.train.weights is None else {"weights": {"pictures": len(data.train), "sum": math.fsum(data.counts)}}),
         "identity": {"model": model_fingerprint(model), "pictures": pictures.hexdigest()[:32]},
     }

@@ -70,6 +70,8 @@ def summarise(
         "kept": kept,
         "methods": rows,
         "groups": first["groups"],
+        "pictures": len(data.train),
+        "weighed": data.train.weights is not None,
         "counts": dict(zip(data.classes, data.counts, strict=True)),
         "costs": {
             "features": shared,
@@ -220,7 +222,8 @@ def write_figures(
 def records(settings: Mapping[str, Any], data: TailData, results: Results, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The figures as records: of each cell with its intervals over pictures, then of each method over its seeds."""
     counts = [count for count in data.counts if count]
-    shown = f"all {len(data.train):,} training pictures, {min(counts):,} to {max(counts):,} a class"
+    shown = f"all {len(data.train):,} training pictures, {_count(min(counts))} to {_count(max(counts))} a class"
+    shown += " by their weights" if data.train.weights is not None else ""
     found = []
     for (method, seed), result in results.items():
         test = {"name": "test", "data": data.name, "metrics": result["metrics"]}
@@ -233,6 +236,10 @@ def records(settings: Mapping[str, Any], data: TailData, results: Results, summa
                 test = {"name": "test", "data": data.name, "metrics": metrics}
                 found += _of_test(settings, test, f"{method_words(row)}, {shown}, mean of seeds {seeds}, interval {words}")
     return found
+
+
+def _count(count: float) -> str:
+    return f"{count:,}" if isinstance(count, int) else f"{count:,.4g}"
 
 
 def method_words(row: Mapping[str, Any]) -> str:

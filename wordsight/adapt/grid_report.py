@@ -71,9 +71,9 @@ def render_report(folder: Path, summary: Mapping[str, Any]) -> str:
 
 def _what(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     on = f" on {settings['words']['model']}" if settings["words"].get("model") else ""
-    pictures = sum(summary["counts"].values())
+    pictures = f"{summary['pictures']:,}{' weighed' if summary['weighed'] else ''}"
     return (
-        f"{len(summary['methods'])} methods{on}, learned from {pictures:,} pictures of {len(summary['counts']):,} classes of "
+        f"{len(summary['methods'])} methods{on}, learned from {pictures} pictures of {len(summary['counts']):,} classes of "
         f"{summary['data']}: {summary['done']} of {summary['cells']} cells."
     )
 
@@ -108,7 +108,7 @@ def command_line(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     if not words.get("data"):
         return ""
     parts = ["wordsight long-tail", f"--model {shlex.quote(words['model'])}", f"--data {shlex.quote(words['data'])}"]
-    names = ("architecture", "root", "val", "test", "classes")
+    names = ("architecture", "root", "val", "test", "weights", "classes")
     parts += [f"--{name} {shlex.quote(str(words[name]))}" for name in names if words.get(name)]
     methods = [row["method"] for row in summary["methods"]] + [one["method"] for one in summary["failed"]]
     parts += [f"--methods {','.join(dict.fromkeys(methods))}", f"--seeds {','.join(map(str, summary['seeds']))}"]

@@ -16,6 +16,7 @@ from wordsight.adapt import METHODS, method_class
 from wordsight.adapt.costs import Cost, Meter
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Trial
+from wordsight.data.few_shot import LabelledSet
 from wordsight.train.recipe import parse_value
 
 NOT_SET = ("self", "model", "classes", "seed", "progress")  # what the run gives each method itself
@@ -130,11 +131,33 @@ def learn(
             held_out = None
             if trial.val is not None:
                 held_out = features.plain(trial.val, layer), list(trial.val.labels)
-            classifier.fit(pictures, list(trial.train.labels), validation=held_out)
+            weights = weight_arguments(method, trial.train)
+            classifier.fit(pictures, list(trial.train.labels), validation=held_out, **weights)
             validation = None if held_out is None else validate(classifier, *held_out)
     if getattr(classifier, "progress", False):
         classifier.set_params(progress=False)  # a bar is no setting of what was learned
     return Learned(method=method, classifier=classifier, validation=validation, cost=meter.cost)
+
+
+def weighs(method: str) -> bool:
+    """Whether a method can weigh the pictures that it learns from."""
+    return "sample_weight" in inspect.signature(method_class(method).fit).parameters
+
+
+def weight_arguments(method: str, pictures: LabelledSet) -> dict[str, Any]:
+    """The weights of pictures as a method's `fit` takes them; {} where all count alike, or nothing is learned from them.
+
+    Raises:
+        ValueError: the method can't weigh pictures, with those that can.
+    """
+    if pictures.weights is None or method == "zero_shot":
+        return {}
+    if not weighs(method):
+        able = ", ".join(name for name in METHODS if weighs(name))
+        raise ValueError(
+            f"{method} can't weigh pictures, and these have weights: choose one of {able}, or leave the weights away"
+        )
+    return {"sample_weight": list(pictures.weights)}
 
 
 def validate(classifier: Any, features: Any, labels: Sequence[str]) -> Validation:

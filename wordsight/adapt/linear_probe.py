@@ -6,13 +6,13 @@ Shape legend: N pictures, V views, C classes, D feature width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
-from wordsight.adapt.estimator import AdaptedClassifier
+from wordsight.adapt.estimator import AdaptedClassifier, Validation
 from wordsight.adapt.features import LAYERS, Layer
 from wordsight.evaluate import probe
 from wordsight.evaluate.probe import LogisticRegression, Path
@@ -25,6 +25,8 @@ UNSEARCHED_C = 1.0
 
 class LinearProbe(AdaptedClassifier):
     """p(c | x) = softmax_c(w_c x + b_c), with the cross-entropy summed over pictures plus |W|^2 / (2 C), as in scikit-learn.
+
+    A picture's weight multiplies its cross-entropy, as in scikit-learn too; accuracies that C is chosen by count all alike.
 
     Without a model it works on plain arrays of features. Features are taken as they are, not normalised; on those of the
     "penultimate" layer it is CLIP's probe, with layer="projected" and search="coop" CoOp's.
@@ -76,13 +78,29 @@ class LinearProbe(AdaptedClassifier):
         self.max_iterations = max_iterations
         self.seed = seed
 
-    def _fit(self, features_VND: Tensor, targets_N: Tensor, validation: tuple[Tensor, Tensor] | None) -> None:
+    def fit(self, X: Any, y: Any = None, *, validation: Validation | None = None, sample_weight: Any = None) -> Self:
+        """Learn from pictures or their features, see `AdaptedClassifier.fit`.
+
+        Args:
+            X, y, validation: see there.
+            sample_weight: [N], how much each picture counts, at least 0. One of 0 is as if it were not there.
+        """
+        return self._learn(X, y, validation, sample_weight)
+
+    def _fit(
+        self,
+        features_VND: Tensor,
+        targets_N: Tensor,
+        validation: tuple[Tensor, Tensor] | None,
+        weights_N: Tensor | None = None,
+    ) -> None:
         self._check_settings()
         features_ND, num_classes = features_VND[0], len(self.classes_)
-        path = Path(LogisticRegression([features_ND], targets_N, num_classes), self.max_iterations)
+        problem = LogisticRegression([features_ND], targets_N, num_classes, weights_N=weights_N)
+        path = Path(problem, self.max_iterations)
         trace: dict[float, float] = {}
         if self.C == "search":
-            score = self._folds(features_ND, targets_N) if validation is None else _held_out(path, *validation)
+            score = self._folds(features_ND, targets_N, weights_N) if validation is None else _held_out(path, *validation)
             lam, trace = (1 / UNSEARCHED_C, {}) if score is None else SEARCHES[self.search](score)
         else:
             lam = 1 / self.C
@@ -110,7 +128,7 @@ class LinearProbe(AdaptedClassifier):
         if self.max_iterations < 1:
             raise ValueError(f"max_iterations must be at least 1, got {self.max_iterations}")
 
-    def _folds(self, features_ND: Tensor, targets_N: Tensor) -> Callable[[float], float] | None:
+    def _folds(self, features_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None) -> Callable[[float], float] | None:
         """The accuracy on pictures left out, by lambda; None where a class has one picture."""
         num_folds = min(FOLDS, int(targets_N.bincount(minlength=len(self.classes_)).min()))
         if num_folds < 2:
@@ -118,7 +136,9 @@ class LinearProbe(AdaptedClassifier):
         folds = StratifiedKFold(num_folds, shuffle=True, random_state=self.seed)
         scores = []
         for kept, left in folds.split(np.zeros(len(targets_N)), targets_N.numpy()):
-            path = Path(LogisticRegression([features_ND[kept]], targets_N[kept], len(self.classes_)), self.max_iterations)
+            own = None if weights_N is None else weights_N[kept]
+            problem = LogisticRegression([features_ND[kept]], targets_N[kept], len(self.classes_), weights_N=own)
+            path = Path(problem, self.max_iterations)
             scores.append((len(left) / len(targets_N), _held_out(path, features_ND[left], targets_N[left])))
         return lambda lam: sum(share * score(lam) for share, score in scores)
 

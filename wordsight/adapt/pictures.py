@@ -18,6 +18,7 @@ from wordsight.data.few_shot import LabelledSet, Splits, label_source
 from wordsight.data.long_tail import open_long_tail
 from wordsight.data.selection import Selection
 from wordsight.data.sources import open_source
+from wordsight.data.weights import read_weights, weigh
 from wordsight.evaluate.results import name_data
 from wordsight.types import Sample
 
@@ -34,6 +35,7 @@ def open_data(
     classes: Sequence[str] | None = None,
     test: str | None = None,
     val: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Splits:
     """The splits of what a user types.
 
@@ -43,12 +45,15 @@ def open_data(
         root: see `open_long_tail`.
         classes: all class names, in their order; None: those of the data.
         test, val: data that take the place of these splits; of several splits the one of that name.
+        weights: a table of paths and weights of training pictures, see `data.weights`; a table of pictures may have them itself.
 
     Raises:
         FileNotFoundError: nothing lies there.
-        ValueError: data without labels, or labels that are not among the classes.
+        ValueError: data without labels, labels that are not among the classes, weights that can't be used.
     """
     splits = _open(data, root)
+    if weights is not None:
+        splits = weigh(splits, read_weights(Path(weights)), Path(weights).name)
     if classes is not None:
         splits = _of_classes(splits, tuple(classes))
     if test is not None:

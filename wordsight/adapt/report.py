@@ -206,7 +206,9 @@ def _command(settings: Mapping[str, Any], folder: Path) -> str:
         return ""
     parts = ["wordsight adapt", f"--model {shlex.quote(words['model'])}", f"--data {shlex.quote(words['data'])}"]
     parts += [
-        f"--{name} {shlex.quote(str(words[name]))}" for name in ("architecture", "root", "val", "classes") if words.get(name)
+        f"--{name} {shlex.quote(str(words[name]))}"
+        for name in ("architecture", "root", "val", "weights", "classes")
+        if words.get(name)
     ]
     parts += [f"--test {shlex.quote(test)}" for test in words.get("test") or []]
     parts += [

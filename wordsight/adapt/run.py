@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from wordsight.adapt.estimator import load_classifier, model_fingerprint
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.gallery import write_gallery
 from wordsight.adapt.judge import judge, write_insight, write_verdict
-from wordsight.adapt.learn import learn, make
+from wordsight.adapt.learn import learn, make, weight_arguments
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Shots, Trial, names_new_classes, trials
 from wordsight.adapt.records import records, summarise
@@ -211,7 +212,9 @@ class _Run:
 
 
 def _check_method(request: Request, todo: Sequence[Trial]) -> None:
-    """An early word where the protocol asks of a method what it can't do."""
+    """An early word where the protocol or the data ask of a method what it can't do."""
+    if request.method != "auto" and todo[0].train is not None:
+        weight_arguments(request.method, todo[0].train)
     if request.method == "auto" or not _asks_new(todo[0]):
         return
     if not names_new_classes(method_class(request.method)):
@@ -250,11 +253,14 @@ def _settings(request: Request, model: Any, todo: Sequence[Trial]) -> dict[str, 
     for part in _all_sets(todo):
         for key, label in zip(part.keys, part.labels, strict=True):
             pictures.update(f"{key}\0{label}\n".encode(errors="surrogateescape"))
+        pictures.update(repr(part.weights).encode() if part.weights is not None else b"")
     asked = {name: value for name, value in asdict(request).items() if name != "words"}
+    weights = [math.fsum(one.train.weights) for one in todo if one.train is not None and one.train.weights is not None]
     return {
         "format": FORMAT_VERSION,
         **json.loads(json.dumps(asked)),
         "classes": list(todo[0].classes),
         "words": dict(request.words),
+        **({"weights": {"sums": weights}} if weights else {}),
         "identity": {"model": model_fingerprint(model), "pictures": pictures.hexdigest()[:32]},
     }

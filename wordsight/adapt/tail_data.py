@@ -20,6 +20,7 @@ from wordsight.adapt.features import LAYERS
 from wordsight.adapt.pictures import Features
 from wordsight.adapt.token_cache import Tokens, cache_tokens
 from wordsight.data.few_shot import LabelledSet, Splits, _draw_order, _some
+from wordsight.data.weights import without_weights
 
 HELD_OUT_SEED = 0
 TEST_SHARE, VAL_SHARE = 0.3, 0.1  # of each class, where there is no such split
@@ -35,7 +36,7 @@ class TailData:
         classes: C names, all that the data set has.
         learned: L names, those with a training picture, in the same order.
         train, val, test: pictures; those of val and test may be of classes that are not learned.
-        counts: [C], training pictures of each class.
+        counts: [C], training pictures of each class, or the sums of their weights.
         notes: what a report should say.
     """
 
@@ -45,7 +46,7 @@ class TailData:
     train: LabelledSet
     val: LabelledSet
     test: LabelledSet
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
     notes: tuple[str, ...]
 
     def part(self, name: Part) -> LabelledSet:
@@ -80,15 +81,15 @@ def prepare(splits: Splits) -> TailData:
     assert train is not None
     assert val is not None
     assert test is not None
-    counts = train.counts()
+    counts = train.weighed_counts()
     learned = tuple(name for name in splits.classes if counts[name])
     return TailData(
         name=splits.name,
         classes=splits.classes,
         learned=learned,
         train=train,
-        val=val,
-        test=test,
+        val=without_weights(val),
+        test=without_weights(test),
         counts=tuple(counts.values()),
         notes=(*splits.notes, *_lacks(splits.classes, learned, val, test)),
     )

@@ -10,6 +10,7 @@ import click
 
 from wordsight.cli.classify import read_labels
 from wordsight.cli.loading import DEVICES, QUICKSTART, load_model
+from wordsight.cli.missing import listing_missing
 
 if TYPE_CHECKING:
     from wordsight.adapt.run import Request
@@ -31,11 +32,12 @@ Examples:
 @click.option("--allow-fewer", is_flag=True, help="A class may have fewer pictures.")
 @click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Of the draws.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method; with auto METHOD.KEY=VALUE.")
-@click.option("--loss", metavar="NAME", help="Of the decoder: balanced_softmax, ldam, ...; as --set loss=NAME.")
-@click.option("--stage2", metavar="NAME", help="Of the decoder: crt, lws, tau, marc, ...; as --set stage2=NAME.")
+@click.option("--loss", metavar="NAME", help="balanced_softmax, ldam, ...: as --set loss=NAME.")
+@click.option("--stage2", metavar="NAME", help="Of the decoder: as --set stage2=NAME.")
 @click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
 @click.option("--test", "tests", multiple=True, metavar="DATA", help="Judge by this, not by the data's own split.")
 @click.option("--val", metavar="DATA", help="Choose by this, not by the data's own split.")
+@click.option("--weights", type=click.Path(dir_okay=False, path_type=Path), help="Table of path,weight of training pictures.")
 @click.option("--root", type=click.Path(path_type=Path), help="Of published data sets, or a table's pictures.")
 @click.option("--protocol", default="few_shot", show_default=True, metavar="NAME", help="See above.")
 @click.option("--budget", type=float, metavar="SECONDS", help="Of auto, for all seeds.  [default: 600]")
@@ -56,6 +58,7 @@ def command(
     classes: str | None,
     tests: tuple[str, ...],
     val: str | None,
+    weights: Path | None,
     root: Path | None,
     protocol: str,
     budget: float | None,
@@ -83,14 +86,15 @@ def command(
         "test": list(tests),
         "val": val,
         "classes": classes,
+        **({} if weights is None else {"weights": str(weights)}),
     }
     if stage2 is not None:
         from wordsight.adapt.grid_methods import STAGES
 
         stage2 = STAGES.get(stage2, stage2)
     for name, value in (("loss", loss), ("stage2", stage2)):
-        if value is not None and method != "decoder":
-            raise click.UsageError(f"--{name} is of --method decoder, got --method {method}")
+        if value is not None and method == "auto":
+            raise click.UsageError(f"--{name} is of one method, such as --method decoder, got --method auto")
         settings += () if value is None else (f"{name}={value}",)
     request = _request(method, shots, allow_fewer, seeds, settings, protocol, budget, words)
 
@@ -100,8 +104,10 @@ def command(
     elsewhere = protocol in ("cross_dataset", "domain")
     if len(tests) > 1 and not elsewhere:
         raise click.UsageError(f"the protocol {protocol} is judged by one --test, got {len(tests)}")
-    splits = open_data(data, root=root, classes=names, test=tests[0] if tests and not elsewhere else None, val=val)
-    others = [open_data(test, root=root) for test in tests] if elsewhere else []
+    test = tests[0] if tests and not elsewhere else None
+    with listing_missing(run_dir):
+        splits = open_data(data, root=root, classes=names, test=test, val=val, weights=weights)
+        others = [open_data(test, root=root) for test in tests] if elsewhere else []
     model = load_model(path, architecture, device)
     progress = not quiet and sys.stderr.isatty()
 

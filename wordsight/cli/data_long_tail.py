@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wordsight.cli.missing import listing_missing
+
 if TYPE_CHECKING:
     from wordsight.data.few_shot import Splits
 
@@ -47,8 +49,8 @@ def command(
 ) -> None:
     """Make the training classes of balanced DATA exponentially rare; validation and test stay as they are.
 
-    DATA is class folders, a table, a split file, a published name, or CIFAR's binary version. The table is read by all that takes
-    labelled data.
+    DATA is class folders, a table, a split file, a published name, list files, or CIFAR's binary version. The table is read by
+    all that takes labelled data. Weights of training pictures stay with them.
     """
     plot = out.with_suffix(".svg") if plot is None else plot
     if out.suffix.lower() != ".csv":
@@ -60,7 +62,9 @@ def command(
     from wordsight.evaluate.charts import count_chart, own_file
     from wordsight.evaluate.results import write_atomically
 
-    splits = skew(open_long_tail(data, root), factor, seed=seed, num_max=num_max, num_val=num_val)
+    with listing_missing(out.parent, f"{out.stem}."):
+        whole = open_long_tail(data, root)
+    splits = skew(whole, factor, seed=seed, num_max=num_max, num_val=num_val)
     assert splits.train is not None
     counts = splits.train.counts()
     pictures = write_split_table(splits, out)

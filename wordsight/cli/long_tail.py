@@ -10,6 +10,7 @@ import click
 
 from wordsight.cli.classify import read_labels
 from wordsight.cli.loading import DEVICES, QUICKSTART, load_model
+from wordsight.cli.missing import listing_missing
 
 if TYPE_CHECKING:
     from wordsight.adapt.grid_methods import GridRequest
@@ -35,6 +36,7 @@ Examples:
 @click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
 @click.option("--test", metavar="DATA", help="What to judge by, instead of the data's own test split.")
 @click.option("--val", metavar="DATA", help="What to choose by, instead of the data's own.")
+@click.option("--weights", type=click.Path(dir_okay=False, path_type=Path), help="Table of path,weight of training pictures.")
 @click.option("--root", type=click.Path(path_type=Path), help="Folder of published data sets, or of listed pictures.")
 @click.option("--architecture", metavar="NAME", help="See `wordsight models`; where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
@@ -52,6 +54,7 @@ def command(
     classes: str | None,
     test: str | None,
     val: str | None,
+    weights: Path | None,
     root: Path | None,
     architecture: str | None,
     device: str,
@@ -71,6 +74,7 @@ def command(
         "test": test,
         "val": val,
         "classes": classes,
+        **({} if weights is None else {"weights": str(weights)}),
     }
     request = _request(methods, seeds, settings, many_above, few_below, words)
     if budget is not None and not 0 < budget < float("inf"):
@@ -78,14 +82,9 @@ def command(
 
     from wordsight.adapt.grid import run_grid
     from wordsight.adapt.pictures import open_data
-    from wordsight.data.listed import MissingPicturesError
 
-    try:
-        splits = open_data(data, root=root, classes=names, test=test, val=val)
-    except MissingPicturesError as error:
-        if len(error.missing) > 10:
-            raise OSError(f"{error}\n{_list_missing(run_dir, error.missing)}") from error
-        raise
+    with listing_missing(run_dir):
+        splits = open_data(data, root=root, classes=names, test=test, val=val, weights=weights)
     model = load_model(path, architecture, device)
 
     def say(text: str) -> None:
@@ -125,14 +124,6 @@ def _request(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-
-
-def _list_missing(run_dir: Path, missing: tuple[str, ...]) -> str:
-    """All missing pictures in a file, and a sentence that says where."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / "missing_pictures.txt"
-    path.write_text("".join(f"{name}\n" for name in missing), encoding="utf-8", errors="surrogateescape")
-    return f"All {len(missing):,} are listed in {path}"
 
 
 def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:

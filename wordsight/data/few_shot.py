@@ -9,6 +9,7 @@ among the K + 1. The published programs draw otherwise (Python's `random`, over 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -30,18 +31,22 @@ class LabelledSet:
         keys: N names, the samples' own.
         labels: N class names.
         classes: all there is to choose from, in the order of the class indices; some may have no picture here.
+        weights: N finite numbers above 0, how much each picture counts where it is learned from; None: all alike.
     """
 
     source: Source
     keys: tuple[str, ...]
     labels: tuple[str, ...]
     classes: tuple[str, ...]
+    weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not len(self.source) == len(self.keys) == len(self.labels):
             raise ValueError(
                 f"{len(self.source)} samples, {len(self.keys)} keys and {len(self.labels)} labels: each picture has one of each"
             )
+        if self.weights is not None and (len(self.weights) != len(self) or not all(0 < w < math.inf for w in self.weights)):
+            raise ValueError("weights are one finite number above 0 a picture; leave pictures out that do not count")
         if repeated := _repeated(self.classes):
             raise ValueError(f"class names must differ; these are there twice or more: {_some(repeated)}")
         if unknown := sorted(set(self.labels) - set(self.classes)):
@@ -55,6 +60,15 @@ class LabelledSet:
         found = Counter(self.labels)
         return {name: found[name] for name in self.classes}
 
+    def weighed_counts(self) -> dict[str, float]:
+        """The sum of the weights of each class's pictures, as `counts`; with none given, how many they are."""
+        if self.weights is None:
+            return dict(self.counts())
+        own: dict[str, list[float]] = {name: [] for name in self.classes}
+        for label, weight in zip(self.labels, self.weights, strict=True):
+            own[label].append(weight)
+        return {name: math.fsum(weights) for name, weights in own.items()}
+
     def targets(self) -> list[int]:
         """The N class indices, in [0, C)."""
         place = {name: i for i, name in enumerate(self.classes)}
@@ -67,6 +81,7 @@ class LabelledSet:
             source=Selection(self.source, positions),
             keys=tuple(self.keys[i] for i in positions),
             labels=tuple(self.labels[i] for i in positions),
+            weights=None if self.weights is None else tuple(self.weights[i] for i in positions),
         )
 
     def only(self, classes: Sequence[str]) -> LabelledSet:

@@ -16,6 +16,7 @@ from typing import Any
 from wordsight.data.few_shot import NAMED, LabelledSet, Splits
 from wordsight.data.shards import IMAGE_SUFFIXES
 from wordsight.data.tables import IMAGE_COLUMNS, LABEL_COLUMNS, read_file, read_table
+from wordsight.data.weights import WEIGHT_COLUMNS, not_a_weight, weigh, weight_of
 from wordsight.types import BadSample, Sample
 
 PARTS = ("train", "val", "test")
@@ -179,11 +180,12 @@ def read_split_table(path: Path, root: Path | None = None) -> Splits:
     """A table with a picture's path and label in each row, and its split where there is a column for that.
 
     Args:
-        path: .csv, .tsv, .parquet or .jsonl. Columns are found by name: path (image, filename, ...), label (class, ...), split.
+        path: .csv, .tsv, .parquet or .jsonl. Columns are found by name: path (image, filename, ...), label (class, ...), split,
+            weight (how much a training picture counts, see `weights`; 1 where the cell is empty).
         root: the folder that relative paths start from; None: the table's own.
 
     Raises:
-        ValueError: no such columns, damaged or incomplete rows, an unknown split, or a picture listed twice.
+        ValueError: no such columns, damaged or incomplete rows, an unknown split, a weight that is none, a picture listed twice.
         FileNotFoundError: pictures that are not there.
     """
     bad: list[BadSample] = []
@@ -194,16 +196,23 @@ def read_split_table(path: Path, root: Path | None = None) -> Splits:
             known = ", ".join(_COLUMNS[name])
             raise ValueError(f"{path} has no column of {name}s: call it one of {known}. It has {', '.join(table.column_names)}")
     cells = {name: [_text(c) for c in table[column].to_pylist()] for name, column in columns.items() if column is not None}
-    splits = cells.get("split", ["train"] * table.num_rows)
+    splits, given = cells.get("split", ["train"] * table.num_rows), cells.get("weight", [""] * table.num_rows)
     rows: dict[str, list[Row]] = {part: [] for part in PARTS}
+    weights: dict[str, float] = {}
     problems = [f"{one.key} {one.reason}" for one in bad]
-    for number, (picture, label, split) in enumerate(zip(cells["path"], cells["label"], splits, strict=True), start=1):
+    for number, (picture, label, split, cell) in enumerate(
+        zip(cells["path"], cells["label"], splits, given, strict=True), start=1
+    ):
+        weight = weight_of(cell or 1.0)
         if not picture or not label:
             problems.append(f"row {number} has no {'label' if picture else 'path'}")
         elif split.lower() not in PART_NAMES:
             problems.append(f"row {number} is in split {split!r}; known are {', '.join(PART_NAMES)}")
+        elif weight is None:
+            problems.append(not_a_weight(f"row {number}", cell))
         else:
             rows[PART_NAMES[split.lower()]].append((PurePosixPath(picture).as_posix(), label))
+            weights[rows[PART_NAMES[split.lower()]][-1][0]] = weight
     if problems:
         first = "".join(f"\n  {line}" for line in problems[:NAMED])
         raise ValueError(f"{path} has {len(problems)} rows that can't be used:{first}\nMend or remove them.")
@@ -212,10 +221,11 @@ def read_split_table(path: Path, root: Path | None = None) -> Splits:
     _refuse_repeats(path, rows)
     start = root if root is not None else path.parent
     how = f"Paths in {path} start from {start}; give another folder as root, or mend the rows"
-    return require_pictures(start, _own_splits(path.stem, start, rows), how)
+    found = require_pictures(start, _own_splits(path.stem, start, rows), how)
+    return weigh(found, weights, f"the weight column of {path.name}") if columns["weight"] is not None else found
 
 
-_COLUMNS = {"path": IMAGE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS}
+_COLUMNS = {"path": IMAGE_COLUMNS, "label": LABEL_COLUMNS, "split": SPLIT_COLUMNS, "weight": WEIGHT_COLUMNS}
 
 
 def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:

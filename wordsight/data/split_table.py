@@ -17,7 +17,7 @@ from wordsight.data.selection import Selection
 
 
 def write_split_table(splits: Splits, path: Path) -> Path | None:
-    """Write path, label and split of each picture, whole or not at all.
+    """Write path, label and split of each picture, and its weight where training pictures have one, whole or not at all.
 
     Paths below the table's folder are relative to it, so that both can be moved; others are absolute. Pictures of a source that
     is no folder (CIFAR's binary files, shards) are written beside the table first, into a folder with its name.
@@ -39,20 +39,23 @@ def write_split_table(splits: Splits, path: Path) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, new = path.with_suffix(""), path.with_name(f".{path.stem}.new")
     shutil.rmtree(new, ignore_errors=True)
-    rows: list[tuple[str, str, str]] = []
+    weighed = splits.train is not None and splits.train.weights is not None
+    rows: list[tuple[str, ...]] = []
     for part, given in splits.parts().items():
-        for i, label in enumerate(given.labels):
+        weights = given.weights if part == "train" and given.weights is not None else (1.0,) * len(given)
+        for i, (label, weight) in enumerate(zip(given.labels, weights, strict=True)):
+            more = (repr(weight),) if weighed else ()
             file = _file(given, i)
             if file is None:
                 if beside.exists():
                     raise FileExistsError(f"{beside} is there already, where pictures were to be written: choose another name")
                 name = _write_picture(given, i, new, f"{part}/{splits.classes.index(label):04d}-{i:06d}")
-                rows.append((f"{beside.name}/{name}", label, part))
+                rows.append((f"{beside.name}/{name}", label, part, *more))
             else:
-                rows.append((_from(path.parent, file), label, part))
+                rows.append((_from(path.parent, file), label, part, *more))
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("path", "label", "split"), *rows])
+    writer.writerows([("path", "label", "split", *(("weight",) if weighed else ())), *rows])
     written = new.exists()
     if written:
         os.rename(new, beside)

@@ -219,15 +219,25 @@ class LogisticRegression:
         targets_N: int64 class of each row of all parts.
         num_classes: C; each has a row.
         like: a problem of much the same features, whose directions are taken over: any orthogonal ones are right.
+        weights_N: how much each row's cross-entropy counts; None: 1.
     """
 
-    def __init__(self, parts: Sequence[Any], targets_N: Tensor, num_classes: int, like: LogisticRegression | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Any],
+        targets_N: Tensor,
+        num_classes: int,
+        like: LogisticRegression | None = None,
+        *,
+        weights_N: Tensor | None = None,
+    ) -> None:
         self.num_classes = num_classes
         self.device = parts[0].device if isinstance(parts[0], Tensor) else torch.device("cpu")
         self.num_rows, width = sum(len(part) for part in parts), parts[0].shape[1]
         self.dtype = torch.float64 if self.num_rows * width * num_classes <= SMALL else torch.float32
         self.parts = tuple(part if isinstance(part, np.memmap) else as_tensor(part, self.device, self.dtype) for part in parts)
         self.targets_N = targets_N.to(self.device)
+        self.weights_N1 = None if weights_N is None else weights_N.double().to(self.device)[:, None]
         self.mean_D = torch.zeros(width, dtype=torch.float64, device=self.device)
         for block_nD in self._blocks():
             self.mean_D += block_nD.double().sum(0) / self.num_rows
@@ -364,6 +374,7 @@ class LogisticRegression:
         residual_C, spread_C = torch.zeros_like(x[-1]), torch.zeros_like(x[-1])
         for block in blocks:
             targets_n1 = self.targets_N[at : at + len(block), None]
+            weights_n1 = None if self.weights_N1 is None else self.weights_N1[at : at + len(block)]
             at += len(block)
             # a row's margins to its right class: small losses keep their digits, which log_softmax loses in float32
             margins_nC = torch.addmm(shift_C, block, weights)
@@ -372,11 +383,16 @@ class LogisticRegression:
             others_nC = margins_nC.sub_(top_n1).exp_().scatter_(1, targets_n1, 0.0)
             others_n1 = others_nC.sum(1, keepdim=True)
             own_n1 = torch.exp(-top_n1)
-            loss += float((top_n1.double() + torch.log1p(torch.expm1(-top_n1.double()) + others_n1.double())).sum())
+            losses_n1 = top_n1.double() + torch.log1p(torch.expm1(-top_n1.double()) + others_n1.double())
+            loss += float((losses_n1 if weights_n1 is None else weights_n1 * losses_n1).sum())
             total_n1 = own_n1 + others_n1
             p_nC = others_nC.div_(total_n1)
             p_nC.scatter_(1, targets_n1, -others_n1 / total_n1)  # p - y from here on; p (1 - p) is the same for |p - y|
-            spread_C += p_nC.abs().sum(0).double() - p_nC.square().sum(0).double()
+            if weights_n1 is None:
+                spread_C += p_nC.abs().sum(0).double() - p_nC.square().sum(0).double()
+            else:
+                spread_C += (weights_n1 * (p_nC.abs() - p_nC.square())).sum(0)
+                p_nC *= weights_n1.to(p_nC.dtype)
             residual_C += p_nC.sum(0).double()
             gradient += (p_nC.T @ block).T.double()
         if self.turned_NR is None:
