@@ -29,7 +29,7 @@ Scores = Callable[[Tensor, Tensor], Tensor]  # queries, candidates -> float32 [Q
 Z95 = 1.959963984540054  # the 97.5% point of the normal distribution
 RESAMPLES = 1000
 BOOTSTRAP_SEED = 0
-WHOLE_ROWS_BYTES = 1 << 26  # rows with ties are computed whole, this many bytes of scores at once
+WHOLE_ROWS_BYTES = 1 << 28  # rows with ties are computed whole, this many bytes of places at once
 
 
 def score_block(queries_QD: Tensor, candidates_CD: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class Ranking:
     num_candidates: int
 
 
-class _Answers:
+class Answers:
     """Which candidates are right for a query: those of the same group."""
 
     def __init__(self, query_groups_Q: Tensor, candidate_groups_C: Tensor) -> None:
@@ -166,8 +166,8 @@ def rank_queries(
 
     A candidate is right for a query of its own group (the picture that a caption belongs to). A query hits at k when at least one
     right candidate is among its k best, the convention of the CLIP papers. Queries without a right candidate are left out;
-    candidates that are right for no query stay as distractors. Memory: query_block x candidate_block scores, and 64 MiB of
-    whole rows where there are ties.
+    candidates that are right for no query stay as distractors. Memory: query_block x candidate_block scores, and some times
+    256 MiB of whole rows where there are ties. Both directions of retrieval at once, and faster: `wordsight.evaluate.ranking`.
 
     Args:
         queries_QD, candidates_CD: float embeddings; with other `scores` any shape after the first axis.
@@ -183,9 +183,9 @@ def rank_queries(
         raise ValueError(f"ties is 'topk' (as CLIP_benchmark) or 'argsort' (as open_clip), got {ties!r}")
     if not (torch.isfinite(queries_QD).all() and torch.isfinite(candidates_CD).all()):
         raise ValueError("infinite or undefined embeddings can not be ranked: a NaN would lose or win every comparison")
-    answers = _Answers(query_groups, candidate_groups)
+    answers = Answers(query_groups, candidate_groups)
     rows = torch.nonzero(answers.count_Q > 0).squeeze(1)
-    ranker = _Ranker(answers, queries_QD, candidates_CD, tuple(ks), ties, scores, candidate_block)
+    ranker = Ranker(answers, queries_QD, candidates_CD, tuple(ks), ties, scores, candidate_block)
     starts = range(0, len(rows), query_block)
 
     def work() -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -204,10 +204,10 @@ def rank_queries(
 
 
 @dataclass(frozen=True, slots=True)
-class _Ranker:
+class Ranker:
     """Ranks the queries of a block among all candidates."""
 
-    answers: _Answers
+    answers: Answers
     queries_Q: Tensor
     candidates_C: Tensor
     ks: tuple[int, ...]
@@ -234,13 +234,16 @@ class _Ranker:
         ranks = torch.from_numpy(better + 1)
         hits_KB = torch.stack([ranks <= k for k in self.ks])
         contested = torch.from_numpy(np.flatnonzero(tied))
-        step = max(1, WHOLE_ROWS_BYTES // (8 * len(self.candidates_C)))
-        for i in range(0, len(contested), step):
-            at = contested[i : i + step]
-            ranks[at], hits_KB[:, at] = self._rank_whole(block[at])
+        for at in self.whole_rows(contested):
+            ranks[at], hits_KB[:, at] = self.rank_whole(block[at])
         return ranks.numpy(), hits_KB.numpy()
 
-    def _rank_whole(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def whole_rows(self, queries: Tensor) -> list[Tensor]:
+        """The queries in groups that may be ranked by whole rows at once."""
+        groups = queries.split(max(1, WHOLE_ROWS_BYTES // (8 * len(self.candidates_C))))
+        return [group for group in groups if len(group)]
+
+    def rank_whole(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The same from whole rows of scores, whose order PyTorch decides where they are equal."""
         size = self.candidate_block
         starts = range(0, len(self.candidates_C), size)

@@ -17,8 +17,9 @@ import torch
 from wordsight.data import Source
 from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
+from wordsight.evaluate.ranking import rank_both
 from wordsight.evaluate.results import Judgement, Outcomes, fingerprint
-from wordsight.evaluate.scoring import from_texts, pair_scores
+from wordsight.evaluate.scoring import pair_scores
 from wordsight.evaluate.sharing import ALONE, Processes, from_main
 from wordsight.types import Metric
 
@@ -82,11 +83,8 @@ class Retrieval:
         texts_MD = embed_texts(model, texts, description="captions" if self.progress else None, world=world)
         owners_M, pictures_N = torch.tensor([row for row, _ in pairs]), torch.arange(len(embedded))
         scores = pair_scores(model)
-        to_text = metrics.rank_queries(
+        to_text, to_image = rank_both(
             embedded.images_ND, texts_MD, pictures_N, owners_M, ks=self.ks, ties=self.ties, scores=scores, world=world
-        )
-        to_image = metrics.rank_queries(
-            texts_MD, embedded.images_ND, owners_M, pictures_N, ks=self.ks, ties=self.ties, scores=from_texts(scores), world=world
         )
         silent = len(embedded) - len(to_text.rows)
         how = f"({self.captions}), ties by {self.ties}{embedded.how}"
