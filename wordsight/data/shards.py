@@ -27,14 +27,15 @@ from wordsight.data.remote import Range, RemoteFile, RemoteFiles, RemoteReadErro
 from wordsight.types import BadSample, Sample
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls")
+SUFFIXES = (*IMAGE_SUFFIXES, "txt", "json", "cls", "npy")
 MAX_IMAGE_BYTES = 1 << 28
 MAX_TEXT_BYTES = 1 << 22
 MAX_OPEN_FILES = 64
 _NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # WebDataset's key and suffix
 _SUFFIX_CODE = {suffix: code for code, suffix in enumerate(SUFFIXES)}
+_ARRAY = _SUFFIX_CODE["npy"]
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-_INDEX_FORMAT = 1
+_INDEX_FORMAT = 2
 
 
 class _Shard:
@@ -127,7 +128,7 @@ class _Shard:
         for member in self._headers(files):
             key, code = _key_and_code(member.name)
             last = key or last
-            if code is None:
+            if code is None or (code == _ARRAY and member.size > MAX_TEXT_BYTES):  # arrays are rarely wanted, so never an error
                 continue
             at = latest.get(key)
             if at is None or code in samples[at][1]:  # a repeated suffix begins another sample, as in WebDataset
@@ -139,6 +140,8 @@ class _Shard:
             has_image = any(code < len(IMAGE_SUFFIXES) for code in members)
             if self.broken and key == last and len(members) < len(samples[0][1]):
                 self._report(key, "is incomplete: the shard ends in it")
+            elif list(members) == [_ARRAY]:
+                continue
             elif not has_image:
                 self._report(key, f"has no picture among its members ({', '.join(SUFFIXES[code] for code in members)})")
             else:
@@ -238,7 +241,7 @@ def _refusal(member: tarfile.TarInfo) -> str | None:
     if member.issparse():
         return "is a sparse file; nothing was read"
     code = _key_and_code(member.name)[1]
-    if code is not None:
+    if code is not None and code != _ARRAY:
         limit = MAX_IMAGE_BYTES if code < len(IMAGE_SUFFIXES) else MAX_TEXT_BYTES
         if member.size > limit:
             return f"is too large: {member.size:,} bytes, {limit:,} are allowed; nothing was read"
@@ -274,6 +277,7 @@ class ShardSource:
     Args:
         paths: the shards: local paths, or URLs for fsspec.
         files: who reads the URLs; None makes one.
+        arrays: read a sample's `.npy` too; its bytes are `meta["array"]`.
 
     Attributes:
         bad: what was found while indexing: shards that end in the middle, links, names that point outside, ...
@@ -284,8 +288,11 @@ class ShardSource:
         ValueError: no backend for a kind of URL.
     """
 
-    def __init__(self, paths: Sequence[str | os.PathLike[str]], files: RemoteFiles | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[str | os.PathLike[str]], files: RemoteFiles | None = None, *, arrays: bool = False
+    ) -> None:
         self._files = _Files()
+        self._arrays = arrays
         self.remote = (files or RemoteFiles()) if any(is_url(path) for path in paths) else None
         named = list(zip([str(path) for path in paths], _names(paths), strict=True))
         if self.remote is None:
@@ -310,7 +317,7 @@ class ShardSource:
     def __getitem__(self, index: int) -> Sample:
         """The sample, not decoded; raises BadSampleError where its members can't be read."""
         shard, row = self._find(index)
-        members = shard.members(row)
+        members = self._members(shard, row)
         image_suffix = next(suffix for suffix, _, _ in members if suffix in IMAGE_SUFFIXES)
         stem = f"{shard.name}/{shard.key(row)}"
         key = f"{stem}.{image_suffix}"
@@ -336,8 +343,12 @@ class ShardSource:
         for index in indices:
             shard, row = self._find(index)
             if is_url(shard.path):
-                ranges += _ranges(shard.path, shard.members(row))
+                ranges += _ranges(shard.path, self._members(shard, row))
         self.remote.start(ranges)
+
+    def _members(self, shard: _Shard, row: int) -> list[tuple[str, int, int]]:
+        """Those that are read."""
+        return [member for member in shard.members(row) if self._arrays or member[0] != "npy"]
 
     def _find(self, index: int) -> tuple[_Shard, int]:
         if not 0 <= index < len(self):
@@ -376,6 +387,7 @@ def _ranges(url: str, members: Sequence[tuple[str, int, int]]) -> list[Range]:
 
 def _sample(key: str, image: bytes, texts: dict[str, bytes]) -> Sample:
     """Captions: the .txt, then the JSON's "caption" and "captions", each text once; label: the .cls or the JSON's "label"."""
+    array = texts.pop("npy", None)
     try:
         decoded = {suffix: data.decode("utf-8") for suffix, data in texts.items()}
     except UnicodeDecodeError as error:
@@ -395,6 +407,8 @@ def _sample(key: str, image: bytes, texts: dict[str, bytes]) -> Sample:
     label = meta.pop("label", None)
     if "cls" in decoded:
         label = decoded["cls"].strip()
+    if array is not None:
+        meta["array"] = array
     return Sample(key, image, clean_captions(captions), None if label is None else str(label), meta)
 
 

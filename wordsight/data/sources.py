@@ -1,4 +1,5 @@
-"""What a user types -> an indexed source of samples: tar shards, tables, class folders, the embedded sample data.
+"""What a user types -> an indexed source of samples: tar shards, tables, class folders, the embedded sample data; folders of
+CLIP_benchmark and of Hugging Face `datasets`, files of vectors.
 
 A source has a length, gives sample `i` on demand from any process, and lists what it found damaged while it was indexed.
 """
@@ -12,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from wordsight.data import clip_benchmark, features_in, hf_folders
 from wordsight.data.remote import RemoteConfig, RemoteFiles, expand_url, is_url
 from wordsight.data.shards import COMPRESSED, IMAGE_SUFFIXES, ShardSource
 from wordsight.data.tables import TABLE_SUFFIXES, TableSource, read_file
@@ -44,8 +46,8 @@ class DataSource:
     """Where samples are and how to read them.
 
     Attributes:
-        path: a shard, table or folder; a glob or brace expansion of shards (`shard-{000..009}.tar`); several of them; or
-            `sample:SPLIT` for the embedded data. Shards may be URLs that fsspec reaches (`s3://bucket/{000..009}.tar`,
+        path: a shard, table, file of vectors or folder; a glob or brace expansion of shards (`shard-{000..009}.tar`); several of
+            them; or `sample:SPLIT` for the embedded data. Shards may be URLs that fsspec reaches (`s3://bucket/{000..009}.tar`,
             `memory://shards/*.tar`, `s3://bucket/shards/` for all in a folder).
         weight: this source's share of every batch, relative to the other sources' (0.1 beside 0.9 is a tenth);
             None for all of them mixes by size. Either every source has a weight or none.
@@ -152,7 +154,8 @@ def open_source(
 
     Args:
         what: see `DataSource.path`. A folder holds tar shards (other files beside them, such as img2dataset's Parquet, are not
-            read) or pictures in class folders.
+            read), pictures in class folders, or is one of CLIP_benchmark (`clip_benchmark`) or of Hugging Face `datasets`
+            (`hf_folders`). A .npy, or a Parquet table of vectors, has no pictures (`features_in`).
         remote: how, or through whom, URLs are read; None: by the defaults of `RemoteConfig`.
 
     Raises:
@@ -179,6 +182,8 @@ def _open(spec: DataSource, files: RemoteFiles) -> Source:
     sources: list[Source]
     if len(shards) == len(found):
         sources = [ShardSource(shards, files)]
+    elif all(_is_parquet(path) and hf_folders.has_pictures(Path(path)) for path in found):
+        sources = [_hugging_face([Path(path) for path in found], {}, spec)]
     else:
         sources = [_open_one(path, spec, files) for path in found]
     source = sources[0] if len(sources) == 1 else ConcatSource(sources)
@@ -193,6 +198,8 @@ def _open_one(path: Path | str, spec: DataSource, files: RemoteFiles) -> Source:
     if kind == "shard":
         return ShardSource([path], files)
     assert isinstance(path, Path)
+    if kind == "vectors" or features_in.holds_vectors(path):
+        return features_in.read_vectors(path)
     if kind == "table":
         return TableSource(
             path,
@@ -203,8 +210,26 @@ def _open_one(path: Path | str, spec: DataSource, files: RemoteFiles) -> Source:
             negatives_column=spec.negatives_column,
             root=Path(spec.root) if spec.root is not None else None,
         )
+    if places := clip_benchmark.find(path):
+        return clip_benchmark.ClipBenchmarkSource(*places)
     shards = sorted(path.glob("*.tar")) or sorted(path.glob("*/*.tar"))
+    if not shards and (saved := hf_folders.find(path)):
+        return _hugging_face(*saved, spec)
     return ShardSource(shards) if shards else FolderSource(path)
+
+
+def _hugging_face(files: Sequence[Path], info: dict[str, Any], spec: DataSource) -> Source:
+    return hf_folders.HfSource(
+        files,
+        info,
+        image_column=spec.image_column,
+        label_column=spec.label_column,
+        caption_columns=(spec.caption_columns,) if isinstance(spec.caption_columns, str) else spec.caption_columns,
+    )
+
+
+def _is_parquet(path: Path | str) -> bool:
+    return isinstance(path, Path) and path.suffix.lower() == ".parquet"
 
 
 def expand(path: str) -> list[Path | str]:
@@ -233,7 +258,7 @@ def expand(path: str) -> list[Path | str]:
 
 
 def _kind(path: Path | str) -> str:
-    """shard, table or folder."""
+    """shard, table, vectors or folder."""
     if isinstance(path, Path) and path.is_dir():
         return "folder"
     name = (path.name if isinstance(path, Path) else path.split("?")[0].rsplit("/", 1)[-1]).lower()
@@ -254,7 +279,9 @@ def _kind(path: Path | str) -> str:
         return "shard"
     if name.endswith(TABLE_SUFFIXES):
         return "table"
-    raise ValueError(f"{path} is neither a .tar shard, a table ({', '.join(TABLE_SUFFIXES)}) nor a folder")
+    if name.endswith(".npy"):
+        return "vectors"
+    raise ValueError(f"{path} is neither a .tar shard, a table ({', '.join(TABLE_SUFFIXES)}), vectors (.npy) nor a folder")
 
 
 def _is_picture(name: str) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from wordsight.data import Source, iterate, open_source
 from wordsight.data.errors import BadReport
+from wordsight.data.features_in import VectorSource
 from wordsight.data.reader import Read, picture_pixels
 from wordsight.data.selection import Selection
 from wordsight.data.texts import text_batches
@@ -62,7 +64,8 @@ class Embedded:
     @property
     def how(self) -> str:
         """What a protocol says of how the pictures were read, after a comma; nothing where it was exact."""
-        return ", reduced decoding" if self.reduced_decode else ""
+        given = ", given vectors" if isinstance(self.source, VectorSource) else ""
+        return given + (", reduced decoding" if self.reduced_decode else "")
 
     def require_projected(self) -> None:
         """Raise a ValueError where these vectors can not be compared with texts."""
@@ -173,6 +176,8 @@ def embed_source(
     require_embedder(model)
     _encoder(model, layer)
     source = open_source(str(data)) if isinstance(data, str | Path) else data
+    if isinstance(source, VectorSource):
+        return given_vectors(model, source, layer)
     own = own_pieces(world, -(-len(source) // batch_size))
     show = progress and world.rank == 0
     read: dict[int, _Read] = {}
@@ -239,6 +244,43 @@ def _features(model: Any, layer: Layer, batch: Read, device: torch.device, kept:
         kept.put([batch.digests[i] for i in damaged], make(damaged, preprocess.normalize(pixels)))
         found = [kept.get(digest) for digest in batch.digests]
     return torch.stack([row for row in found if row is not None])
+
+
+def given_vectors(model: Any, source: VectorSource, layer: Layer = "projected") -> Embedded:
+    """Vectors of pictures that were made elsewhere, in the place of this model's own.
+
+    Args:
+        model: whose texts they meet; None where no text is asked. That they are this model's can't be told.
+        source: of `open_source`.
+        layer: what they are: "projected" ones must be unit vectors.
+
+    Raises:
+        ValueError: projected vectors that are not of unit length, or of another width than the model's texts.
+    """
+    images_ND = torch.from_numpy(np.array(source.vectors_ND, dtype=np.float32))
+    if layer == "projected":
+        lengths_N = images_ND.norm(dim=1)
+        far = torch.nonzero((lengths_N - 1).abs() > 1e-2).flatten()
+        if len(far):
+            row = int(far[0])
+            raise ValueError(
+                f"{len(far):,} of {len(source):,} given vectors are not of unit length, first {source.keys[row]!r} with "
+                f"{lengths_N[row]:.4g}: divide each by its length, or use them as penultimate features (layer='penultimate')"
+            )
+        images_ND = normalize(images_ND, dim=-1)
+        if model is not None:
+            width = embed_texts(model, ["a"]).shape[1]
+            if isinstance(model, PairScorer) or width != images_ND.shape[1]:
+                raise ValueError(
+                    f"the given vectors have {images_ND.shape[1]:,} numbers, this model's texts {width:,}: they are of another "
+                    "model"
+                )
+    listing = hashlib.sha256(images_ND.numpy().tobytes())
+    listing.update(repr((source.keys, source.captions, source.labels)).encode())
+    positions = tuple(range(len(source)))
+    return Embedded(
+        source, images_ND, positions, source.keys, source.captions, source.labels, (), listing.hexdigest(), False, layer
+    )
 
 
 _About = tuple[str, tuple[str, ...], str | None, bytes]  # key, captions, label, SHA-256 of the encoded picture
