@@ -63,14 +63,24 @@ def test_published_number_of_parameters_is_without_the_head(width: int, millions
     assert sum(parameter.numel() for parameter in decoder.parameters()) == blocks + 1000 * (width + 1)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("class_token", [True, False])
-def test_one_output_equals_that_of_all_tokens(class_token: bool) -> None:
-    decoder = TokenDecoder(DecoderConfig(width=16, num_classes=5, class_token=class_token)).double()
-    tokens = torch.randn(3, 7, 16, dtype=torch.float64)
+def test_values_and_gradients_are_those_of_whole_blocks(class_token: bool, num_layers: int) -> None:
+    torch.manual_seed(num_layers)
+    decoder = TokenDecoder(DecoderConfig(width=16, num_classes=5, class_token=class_token, num_layers=num_layers)).double()
+    with torch.no_grad():  # biases and norms away from the 0 and 1 that they start from
+        for parameter in decoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    tokens = torch.randn(3, 7, 16, dtype=torch.float64, requires_grad=True)
     first = tokens if class_token else torch.cat([tokens.mean(1, keepdim=True), tokens], 1)
     features = decoder.blocks.forward_tokens(first)[:, 0]
-    torch.testing.assert_close(decoder.features(tokens), features)
-    torch.testing.assert_close(decoder(tokens), features @ decoder.head.weight.T + decoder.head.bias)
+    expected = features @ decoder.head.weight.T + decoder.head.bias
+    torch.testing.assert_close(decoder.features(tokens), features, rtol=0, atol=1e-12)
+    torch.testing.assert_close(decoder(tokens), expected, rtol=0, atol=1e-12)
+    wanted = [tokens, *decoder.parameters()]
+    found, gradients = (torch.autograd.grad((logits**3).sum(), wanted) for logits in (decoder(tokens), expected))
+    for one, other in zip(found, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12 * max(1.0, float(other.abs().max())))
 
 
 def test_no_layers_read_the_first_token() -> None:
