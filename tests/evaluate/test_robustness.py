@@ -189,11 +189,13 @@ def test_items_say_what_they_need(tmp_path: Path) -> None:
     assert [item.name for item in robustness_items(None)] == ["corruptions-sample", "vendor-shift"]
     items = robustness_items(tmp_path)
     assert [item.name for item in items[2:]] == [
-        "imagenetv2", "imagenet-sketch", "imagenet-a", "imagenet-r", "objectnet", "imagenet-o", "natural-shifts",
+        "imagenetv2", "imagenet-sketch", "imagenet-a", "imagenet-r", "objectnet", "imagenet-o", "natural-shifts", "geode",
+        "dollar-street",
     ]  # fmt: skip
     assert not any(item.needs for item in items[:2])
-    for item in items[2:]:
+    for item in items[2:-2]:
         assert item.needs[0][0] == tmp_path / "imagenet" / "images" / "val"
+    for item in items[2:]:
         assert all(not path.exists() and what for path, what in item.needs)
 
 
@@ -203,3 +205,22 @@ def test_an_item_judges(model: ColourModel, root: Path) -> None:
     found = item.judge(model, batch_size=3)
     assert found.task == "natural_shifts"
     assert found.metrics["imagenet_a_top1"].value == 2 / 6
+
+
+def test_geography_is_an_item(model: ColourModel, tmp_path: Path) -> None:
+    folder = tmp_path / "geode"
+    (folder / "images").mkdir(parents=True)
+    rows = ["file_path,object,region"]
+    for i in range(24):
+        colour = ("red", "green")[i % 2]
+        (folder / "images" / f"{i}.png").write_bytes(picture(COLOURS["red" if i > 17 else colour], (20 + i, 16)))
+        rows.append(f"{i}.png,{colour},{('Africa', 'Europe')[i >= 12]}")
+    (folder / "index.csv").write_text("\n".join(rows) + "\n")
+    item = next(item for item in robustness_items(tmp_path) if item.name == "geode")
+    found = item.judge(model)
+    assert found.metrics["top1"].value == 21 / 24
+    assert found.metrics["region_worst"].value == 9 / 12
+    assert found.metrics["region_gap"].value == 3 / 12
+    street = next(item for item in robustness_items(tmp_path) if item.name == "dollar-street")
+    with pytest.raises(FileNotFoundError, match="Dollar Street is not complete"):
+        street.judge(model)

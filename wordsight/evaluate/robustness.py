@@ -36,6 +36,7 @@ from wordsight.data.shifts import (
 from wordsight.evaluate.corruption_error import Corruptions
 from wordsight.evaluate.effective_robustness import LEAST_MODELS, effective_robustness, fit_baseline, read_points
 from wordsight.evaluate.embedding import embed_source, require_embedder
+from wordsight.evaluate.groups import Geography
 from wordsight.evaluate.metrics import BOOTSTRAP_SEED, proportion
 from wordsight.evaluate.prompt_sets import prompt_set
 from wordsight.evaluate.prompts import class_embeddings, fill, prompt_templates
@@ -265,7 +266,7 @@ class RobustnessItem:
 
     Attributes:
         name: of its row.
-        evaluator: `NaturalShifts`, `Corruptions`, `VendorShift`, or another with `judge`.
+        evaluator: `NaturalShifts`, `Corruptions`, `VendorShift` or `Geography`.
         data: what it is measured on, where the evaluator does not say so itself.
         needs: (path, what to put there) of all that must exist.
     """
@@ -291,7 +292,7 @@ class RobustnessItem:
 
 
 def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
-    """The robustness suite: corruptions and unseen drawings of the embedded pictures, and ImageNet's natural shifts.
+    """The robustness suite: corruptions and unseen drawings of the embedded pictures, ImageNet's natural shifts, geography.
 
     Args:
         root: the folder of all data sets; None: only what needs none.
@@ -310,4 +311,7 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
             items.append(RobustnessItem(name=name.replace("_", "-"), evaluator=shifts, needs=shifts.needs))
         together = NaturalShifts(root=root)
         items.append(RobustnessItem(name="natural-shifts", evaluator=together, needs=together.needs))
+        for name in ("geode", "dollar_street"):
+            geography = Geography(name=name, root=root)
+            items.append(RobustnessItem(name=name.replace("_", "-"), evaluator=geography, needs=geography.needs))
     return items
