@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wordsight.cli.loading import DEVICES, in_processes, joined, load_model, processes_option
+from wordsight.evaluate.prompt_sets import read_classes, read_glosses, set_names
 
 if TYPE_CHECKING:
     from wordsight.evaluate import Embedded, Judgement
+    from wordsight.evaluate.prompt_study import PromptStudy
+    from wordsight.evaluate.results import Finding
     from wordsight.train.distributed import World
 
 RUN_FILES = ("recipe.json", "environment.json", "results.json")
+SETS = textwrap.fill(" ".join(set_names()), 76, initial_indent="  ", subsequent_indent="  ")
 
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="""\b
+    epilog=f"""\b
+Sets of classes and prompts:
+{SETS}
+\b
 Examples:
   wordsight evaluate runs/quickstart --data sample:test-twemoji-unseen
   wordsight evaluate --suite quick --model runs/a --model runs/b --run runs/ab""",
@@ -38,8 +46,10 @@ Examples:
 @click.option(
     "--task", type=click.Choice(["zero_shot", "retrieval", "all"]), default="all", help="Default: all that the data allow."
 )
-@click.option("--prompts", metavar="SET", help="simple, imagenet80, name, a file. Default: the model's.")
-@click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Class names, one a line.")
+@click.option("--prompts", metavar="SET", help="simple, name, a set, a file; study[:SET]. Default: the model's.")
+@click.option("--classes", metavar="SET", help="A set's, or a file with one a line.")
+@click.option("--ensemble", type=click.Choice(["embeddings", "probabilities"]), help="What templates make. [embeddings]")
+@click.option("--glosses", metavar="FILE", help="Lines of CLASS<tab>GLOSS: crane (bird).")
 @click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
 @click.option("--split", metavar="NAME", help="In results.json. Default: told from PATH.")
 @click.option("--run", "--run-dir", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
@@ -66,7 +76,9 @@ def command(
     strict: bool,
     task: str,
     prompts: str | None,
-    classes: Path | None,
+    classes: str | None,
+    ensemble: str | None,
+    glosses: str | None,
     captions: str,
     split: str | None,
     run_dir: Path | None,
@@ -85,11 +97,12 @@ def command(
     MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
     runs/evaluate-MODEL. With --suite, many measurements of one or several models; what is in --run already is not done again.
     """
-    asked = Asked(task, prompts, None, captions, batch_size, workers, max_bad_share, reduced_decode, cache)
+    wording = Wording(prompts, classes, ensemble, glosses)
+    asked = Asked(task, wording, captions, batch_size, workers, max_bad_share, reduced_decode, cache)
     if suite is not None:
         from wordsight.cli.evaluate_suite import run
 
-        refuse_with_suite(specs, classes, split, processes, asked)
+        refuse_with_suite(specs, split, processes, asked)
         named = (*((model,) if model else ()), *models)
         return run(suite, named, root, run_dir, architecture, device, asked, strict, as_json)
     model, architecture = one_model(model, models, architecture)
@@ -97,15 +110,15 @@ def command(
         raise click.UsageError("give --data PATH, or --suite NAME")
     if split is not None and len(specs) > 1:
         raise click.UsageError("--split names one data set, and there are several --data")
-    names = _class_names(classes)
+    refuse_wording(asked)
     code = in_processes(processes)
     if code is not None:
         return code
     with joined(device) as world:
-        from wordsight.evaluate.prompts import own_prompts, prompt_templates
+        from wordsight.evaluate.prompts import own_prompts
         from wordsight.evaluate.suite import describe_model
 
-        prompt_templates(prompts or "simple")  # a wrong name fails before the model is loaded
+        check_prompts(wording)  # a wrong name fails before the model is loaded
         loaded = load_model(model, architecture, device, world)
         folder = run_dir or default_run_dir(model)
         progress = not as_json and sys.stderr.isatty() and world.is_main
@@ -117,7 +130,7 @@ def command(
                 spec,
                 split,
                 folder,
-                replace(asked, prompts=prompts or own_prompts(loaded), classes=names),
+                replace(asked, wording=replace(wording, prompts=prompts or own_prompts(loaded))),
                 _command(model, spec, folder),
                 about,
                 world,
@@ -141,13 +154,13 @@ def one_model(model: str | None, models: tuple[str, ...], architecture: str | No
     return model, models[0] if models else architecture
 
 
-def refuse_with_suite(specs: tuple[str, ...], classes: Path | None, split: str | None, processes: int, asked: Asked) -> None:
+def refuse_with_suite(specs: tuple[str, ...], split: str | None, processes: int, asked: Asked) -> None:
     """A usage error for what a suite says itself."""
-    plain = asked.task == "all" and asked.captions == "all" and asked.prompts is None and not asked.reduced_decode
-    if specs or classes is not None or split is not None or not plain:
+    plain = asked.task == "all" and asked.captions == "all" and asked.wording == Wording() and not asked.reduced_decode
+    if specs or split is not None or not plain:
         raise click.UsageError(
-            "a suite says itself what is measured on what: leave out --data, --task, --prompts, --classes, --captions, --split "
-            "and --reduced-decode, or write a suite of your own (a Python file)"
+            "a suite says itself what is measured on what: leave out --data, --task, --prompts, --classes, --ensemble, "
+            "--glosses, --captions, --split and --reduced-decode, or write a suite of your own (a Python file)"
         )
     if processes != 1:
         raise click.UsageError(
@@ -155,13 +168,52 @@ def refuse_with_suite(specs: tuple[str, ...], classes: Path | None, split: str |
         )
 
 
+def refuse_wording(asked: Asked) -> None:
+    """A usage error for classes or glosses that can't be read, and for what a prompt study says itself."""
+    for option, given, read in (
+        ("--classes", asked.wording.classes, read_classes),
+        ("--glosses", asked.wording.glosses, read_glosses),
+    ):
+        try:
+            if given is not None:
+                read(given)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
+    if asked.wording.is_study and (asked.task == "retrieval" or asked.wording.ensemble is not None):
+        raise click.UsageError("--prompts study compares prompts and ensembles for zero_shot: leave out --ensemble and retrieval")
+
+
+def check_prompts(wording: Wording) -> None:
+    """Raise a ValueError for prompts that can't be read."""
+    from wordsight.evaluate.prompts import prompt_templates
+
+    if wording.is_study:
+        _study(wording, progress=False).templates()
+    else:
+        prompt_templates(wording.prompts or "simple")
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """How classes are asked for: the options of the same names."""
+
+    prompts: str | None = None
+    classes: str | None = None
+    ensemble: str | None = None
+    glosses: str | None = None
+
+    @property
+    def is_study(self) -> bool:
+        """Whether prompts are compared instead of used."""
+        return self.prompts is not None and (self.prompts == "study" or self.prompts.startswith("study:"))
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What to measure, and how."""
 
     task: str
-    prompts: str | None
-    classes: list[str] | None
+    wording: Wording
     captions: str
     batch_size: int
     workers: int
@@ -183,8 +235,9 @@ def _measure(
     table: bool,
 ) -> list[dict[str, Any]]:
     """The records of one data set; the main process writes and prints them."""
-    from wordsight.evaluate import embed_source, name_data, write_examples, write_results
+    from wordsight.evaluate import Judgement, embed_source, name_data, write_examples, write_results
     from wordsight.evaluate.kept import folder_name, kept_of, write_kept
+    from wordsight.evaluate.prompt_study_report import write_study_plots
 
     embedded = embed_source(
         model,
@@ -207,7 +260,10 @@ def _measure(
             write_results(folder, found)
             kept = kept_of(judgement, data=data, split=part, model=about)
             write_kept(folder / "findings" / folder_name(kept), kept)
-            write_examples(folder, judgement, data, part, command=again)
+            if isinstance(judgement, Judgement):
+                write_examples(folder, judgement, data, part, command=again)
+            else:
+                write_study_plots(folder, kept)
             if table:
                 _print_table(judgement, data, part)
     return records
@@ -237,16 +293,15 @@ def default_run_dir(model: str) -> Path:
     return Path("runs") / f"evaluate-{name}"
 
 
-def _class_names(path: Path | None) -> list[str] | None:
-    if path is None:
-        return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{path} has no class names: write one a line")
-    return names
+def _study(wording: Wording, progress: bool) -> PromptStudy:
+    """The study that "study" or "study:SET" asks for."""
+    from wordsight.evaluate.prompt_study import PromptStudy
+
+    prompts = (wording.prompts or "").removeprefix("study").removeprefix(":") or None
+    return PromptStudy(classes=wording.classes, prompts=prompts, glosses=wording.glosses, progress=progress)
 
 
-def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: World) -> list[Judgement]:
+def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: World) -> list[Judgement | Finding]:
     """The measurements that are asked for; "all" leaves out what the data have no labels or captions for, and says so."""
     from wordsight.evaluate import Retrieval, ZeroShot
 
@@ -255,6 +310,9 @@ def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: 
         click.echo(f"{len(embedded.bad)} samples could not be read:", err=True)
         for one in embedded.bad[:10]:
             click.echo(f"  {one.key}: {one.reason}", err=True)
+    wording = asked.wording
+    if wording.is_study:
+        return [_study(wording, progress).judge(model, embedded, world=world)]
     tasks = [name for name in has if has[name]] if asked.task == "all" else [asked.task]
     if not tasks:
         raise ValueError("the data have neither labels nor captions: nothing can be measured on them")
@@ -262,7 +320,13 @@ def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: 
         missing = "labels" if not has["zero_shot"] else "captions"
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
     evaluators: dict[str, ZeroShot | Retrieval] = {
-        "zero_shot": ZeroShot(classes=asked.classes, prompts=asked.prompts or "simple", progress=progress),
+        "zero_shot": ZeroShot(
+            classes=wording.classes,
+            prompts=wording.prompts or "simple",
+            ensemble="probabilities" if wording.ensemble == "probabilities" else "embeddings",
+            glosses=wording.glosses,
+            progress=progress,
+        ),
         "retrieval": Retrieval(captions="first" if asked.captions == "first" else "all", progress=progress),
     }
     return [evaluators[name].judge(model, embedded, world=world) for name in tasks]
@@ -288,7 +352,7 @@ def _describe(folder: Path, model: Any) -> None:
         write_atomically(folder / "environment.json", json.dumps({"starts": [start]}, indent=1) + "\n")
 
 
-def _print_table(judgement: Judgement, data: str, split: str) -> None:
+def _print_table(judgement: Judgement | Finding, data: str, split: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -303,7 +367,7 @@ def _print_table(judgement: Judgement, data: str, split: str) -> None:
     for name, metric in judgement.metrics.items():
         interval = " – ".join(figure(bound, metric.unit) for bound in metric.ci95)
         table.add_row(
-            metric_name(name),
+            escape(metric_name(name)),
             figure(metric.value, metric.unit),
             interval,
             figure(metric.chance, metric.unit),

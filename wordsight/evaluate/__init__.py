@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from wordsight.evaluate.examples import write_examples
     from wordsight.evaluate.few_shot_curve import FewShotCurve
     from wordsight.evaluate.probing import KNN, LinearProbe, NearestMean, Ridge
+    from wordsight.evaluate.prompt_sets import PromptSet, prompt_set
+    from wordsight.evaluate.prompt_study import PromptStudy
     from wordsight.evaluate.prompts import class_embeddings, prompt_templates
     from wordsight.evaluate.report import write_report
     from wordsight.evaluate.results import Judgement, name_data, write_results
@@ -23,12 +25,15 @@ _HOMES = {
     "KNN": "probing",
     "LinearProbe": "probing",
     "NearestMean": "probing",
+    "PromptSet": "prompt_sets",
+    "PromptStudy": "prompt_study",
     "Retrieval": "retrieval",
     "Ridge": "probing",
     "ZeroShot": "zero_shot",
     "class_embeddings": "prompts",
     "embed_source": "embedding",
     "name_data": "results",
+    "prompt_set": "prompt_sets",
     "prompt_templates": "prompts",
     "write_examples": "examples",
     "write_report": "report",
@@ -42,12 +47,15 @@ __all__ = [
     "Judgement",
     "LinearProbe",
     "NearestMean",
+    "PromptSet",
+    "PromptStudy",
     "Retrieval",
     "Ridge",
     "ZeroShot",
     "class_embeddings",
     "embed_source",
     "name_data",
+    "prompt_set",
     "prompt_templates",
     "write_examples",
     "write_report",

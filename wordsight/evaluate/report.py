@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.evaluate.charts import Line, line_chart, smooth
+from wordsight.evaluate.prompt_study_report import study_sections
 from wordsight.evaluate.results import check_record, read_json, write_atomically
 
-TASK_NAMES = {"zero_shot": "Zero-shot classification", "retrieval": "Retrieval"}
+TASK_NAMES = {"zero_shot": "Zero-shot classification", "retrieval": "Retrieval", "prompt_study": "Prompt study"}
 METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
@@ -65,6 +66,7 @@ def render_report(folder: Path) -> str:
         groups=_groups(records),
         comparisons=_comparisons(records),
         charts=_charts(lines, _json_lines(folder / "speed.jsonl")),
+        studies=study_sections(folder),
         galleries=_inline(folder, sections),
         machine=machine_rows(environment),
         commands=_commands(environment, recipe, sections),
@@ -118,7 +120,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
     unit = unit_of(record["metric"])
     row = record | {"name": metric_name(record["metric"]), "unit": unit, "lift": None, "bar": None}
     low, high = record["ci95"]
-    if unit == "fraction":
+    if unit == "fraction" and low >= 0:  # a difference may lie below, and has no bar
         chance = record["chance"]
         row["bar"] = {
             "value": round(100 * record["value"], 3),
@@ -146,6 +148,8 @@ def _headlines(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _groups(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
+        if record["task"] == "prompt_study" and record["metric"].startswith('template "'):
+            continue  # in the study's own section
         grouped[record["task"], record["data"], record["split"], record["protocol"]].append(_row(record))
     return [
         {

@@ -96,7 +96,7 @@ class ZeroShot:
         embedded.require_projected()
         asked = ask(self.classes, self.glosses, embedded)
         texts_CX, scores = self._classifier(model, asked.classes, templates, world)
-        correct_NK, predicted_N = _answers(asked, embedded, texts_CX, scores, self.ks, world)
+        correct_NK, predicted_N = answers(asked, embedded, texts_CX, scores, self.ks, world)
         prompts = self.prompts if isinstance(self.prompts, str | Path) else "given"
         protocol = asked.protocol(f"prompts {prompts} ({len(templates)})", templates, self.ensemble) + embedded.how
         classes = asked.classes.classes
@@ -222,7 +222,7 @@ def ask(classes: Classes | None, glosses: Glosses | None, embedded: Embedded) ->
     )
 
 
-def _answers(
+def answers(
     asked: Asked, embedded: Embedded, texts_CX: Tensor, scores: Scores, ks: tuple[int, ...], world: Processes
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether each picture's class is among its k best, [N, K], and which class is best, [N]."""
