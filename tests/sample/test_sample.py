@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from wordsight import sample
-from wordsight.sample import build
+from wordsight.sample import pictures, writing
+from wordsight.sample.openclipart import phrase_of
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_samples_are_whole(samples):
     for rows in samples.values():
         for row in rows:
             meta = row["meta"]
-            assert row["image"].size == (build.SIZE_PX, build.SIZE_PX)
+            assert row["image"].size == (pictures.SIZE_PX, pictures.SIZE_PX)
             assert "." not in row["key"]
             assert meta["captions"][0] == meta["label"]
             assert all(meta["captions"])
@@ -83,8 +84,8 @@ def test_no_held_out_picture_in_train_by_bytes(samples):
 def test_no_held_out_picture_in_train_by_perceptual_hash(samples):
     held = [row for split in ("test-seen", "test-unseen", "unseen") for row in samples[split]]
     train = samples["train"]
-    matches = build.perceptual_matches(
-        [build.perceptual_hash(row["image"]) for row in held], [build.perceptual_hash(row["image"]) for row in train]
+    matches = pictures.perceptual_matches(
+        [pictures.perceptual_hash(row["image"]) for row in held], [pictures.perceptual_hash(row["image"]) for row in train]
     )
     pairs = [(held[i]["key"], train[j]["key"]) for i, j in np.argwhere(matches)]
     assert not pairs
@@ -94,8 +95,8 @@ def test_perceptual_hash_sees_small_changes_as_the_same_and_colour_as_different(
     image = samples["train"][0]["image"]
     moved = Image.fromarray(np.clip(np.asarray(image).astype(int) + 3, 0, 255).astype(np.uint8))
     swapped = Image.fromarray(np.asarray(image)[..., ::-1].copy())
-    hashes = [build.perceptual_hash(i) for i in (image, moved.resize((48, 48)), swapped)]
-    assert build.perceptual_matches(hashes[:1], hashes[1:]).tolist() == [[True, False]]
+    hashes = [pictures.perceptual_hash(i) for i in (image, moved.resize((48, 48)), swapped)]
+    assert pictures.perceptual_matches(hashes[:1], hashes[1:]).tolist() == [[True, False]]
 
 
 def test_no_held_out_group_in_train(samples):
@@ -124,10 +125,10 @@ def test_variants_of_one_base_share_a_group(samples, a, b):
 def test_held_out_names_are_not_in_openclipart(samples):
     manifest = sample.manifest()
     phrases = [f" {phrase} " for phrase in manifest["unseen_phrases"]]
-    assert {build.phrase_of(name).strip() for name in manifest["classes"]["unseen"]} <= set(manifest["unseen_phrases"])
+    assert {phrase_of(name).strip() for name in manifest["classes"]["unseen"]} <= set(manifest["unseen_phrases"])
     for row in samples["train"]:
         if row["meta"]["source"] == "openclipart":
-            text = "|".join(build.phrase_of(caption) for caption in row["meta"]["captions"])
+            text = "|".join(phrase_of(caption) for caption in row["meta"]["captions"])
             assert not [phrase for phrase in phrases if phrase in text], row["key"]
 
 
@@ -150,7 +151,7 @@ def test_tokenizer_has_clips_conventions():
     tokenizer = Tokenizer.from_file(str(sample.path() / "tokenizer.json"))
     start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
     size = tokenizer.get_vocab_size()
-    assert size <= build.VOCABULARY_SIZE
+    assert size <= writing.VOCABULARY_SIZE
     assert (start, end) == (size - 2, size - 1)
     ids = tokenizer.encode("Red  APPLE, ñ 7\n").ids
     assert [ids[0], ids[-1]] == [start, end]
@@ -164,8 +165,8 @@ def test_shards_refuses_an_unknown_split():
 
 
 def test_writing_a_shard_twice_gives_the_same_bytes(tmp_path):
-    picture = build.store(Image.new("RGB", (64, 64), "red"))
+    picture = pictures.store(Image.new("RGB", (64, 64), "red"))
     rows = [{"key": key, "picture": picture, "meta": {"label": key}} for key in "ba"]
-    build.write_shard(tmp_path / "1.tar", rows)
-    build.write_shard(tmp_path / "2.tar", rows[::-1])
+    writing.write_shard(tmp_path / "1.tar", rows)
+    writing.write_shard(tmp_path / "2.tar", rows[::-1])
     assert (tmp_path / "1.tar").read_bytes() == (tmp_path / "2.tar").read_bytes()
