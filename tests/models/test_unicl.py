@@ -50,7 +50,7 @@ def loss(image: torch.Tensor, text: torch.Tensor, labels: torch.Tensor, scale: f
 
 @settings(max_examples=40, deadline=None)
 @given(batch=st.integers(1, 9), classes=st.integers(1, 9), seed=st.integers(0, 99))
-def test_equals_equations_2_and_3(batch: int, classes: int, seed: int) -> None:
+def test_equals_the_papers_two_sums_as_loops(batch: int, classes: int, seed: int) -> None:
     image, text = unit(batch, seed), unit(batch, seed + 1)
     labels = torch.randint(classes, (batch,), generator=torch.Generator().manual_seed(seed))
     logits = (math.exp(2.0) * image @ text.T).tolist()

@@ -1,13 +1,14 @@
 """Second stages: a trained decoder's head made anew or corrected for classes of unequal size; what stands before it stands still.
 
-- crt: a new head from drawn weights, classes drawn equally often, cross entropy (Kang 2020, arXiv 1910.09217, section 4).
+- crt: a new head from drawn weights, classes drawn equally often, cross entropy (Kang 2020, arXiv 1910.09217).
 - lws: s_c z_c with a learned s, classes drawn equally often, cross entropy (the same).
 - tau_normalisation: z_c / |w_c|^tau, nothing is learned (the same; the paper drops the bias, which is divided here too, so that
   tau = 0 is the classifier as it is).
 - ncm: the cosine with each class's mean feature, nothing is learned (the same).
-- disalign: (1 + g s_c) z_c + g b_c with a confidence g of the features, classes weighed by GRW (Zhang 2021, arXiv 2103.16370).
-- marc: a_c z_c + b_c |w_c|, classes weighed by GRW (arXiv 2112.07225, section 4).
-- logit_adjustment: z_c - tau log pi_c, nothing is learned (Menon 2021, arXiv 2007.07314, section 4).
+- disalign: (1 + g s_c) z_c + g b_c with a confidence g of the features, classes weighed by GRW (Zhang 2021, arXiv 2103.16370,
+  section 3.2).
+- marc: a_c z_c + b_c |w_c|, classes weighed by GRW (arXiv 2112.07225).
+- logit_adjustment: z_c - tau log pi_c, nothing is learned (Menon 2021, arXiv 2007.07314, section 4.1).
 
 What is learned starts as the classifier itself (crt apart) and follows the first stage's schedule, as in arXiv 2304.01457.
 

@@ -111,7 +111,7 @@ def skew(splits: Splits, factor: float, *, seed: int, num_max: int | None = None
 
 
 class ClassBalancedOrder:
-    """Class-balanced sampling: every draw picks a class, all alike, then one of its samples, all alike (Kang 2020, section 3).
+    """Class-balanced sampling: every draw picks a class, all alike, then one of its samples, all alike (Kang 2020).
 
     arXiv 1910.09217. So a sample is drawn with the weight 1 / n_c, with replacement. What is drawn is a function of (seed, epoch,
     position) alone, whatever was asked for before and by whichever process.

@@ -4,7 +4,7 @@ Maximum likelihood pushes the energy of data down and that of the model's own sa
 Energy-Based Learning", 2006; Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", 2002); the samples come
 from Langevin dynamics. Noise-contrastive estimation tells data from samples of a known distribution instead (Gutmann &
 Hyvärinen, AISTATS 2010). The losses of CLIP and SigLIP are the second kind, with the batch as noise ("An Introduction to
-Vision-Language Modeling", arXiv 2405.17247, section 2): `multiclass_nce` and `binary_nce` say how.
+Vision-Language Modeling", arXiv 2405.17247, section 2.2): `multiclass_nce` and `binary_nce` say how.
 
 Shape legend: N data, M samples of a model or a noise distribution, B rows, K candidates a row or states of a discrete model.
 """
@@ -130,7 +130,7 @@ def binary_nce(
     """Noise-contrastive estimation: tell N data from M = nu N samples of a known noise distribution.
 
     -(1/N) [sum_data log sigmoid(G(x)) + sum_noise log sigmoid(-G(x))], G(x) = -E(x) - log Z - log p_noise(x) - log nu
-    (Gutmann & Hyvärinen 2010, section 2, there with nu = 1 and c = -log Z). log Z is a parameter like any other: the minimum is
+    (Gutmann & Hyvärinen 2010, there with nu = 1 and c = -log Z). log Z is a parameter like any other: the minimum is
     at the data's own normalised density, because, unlike in maximum likelihood, a log Z that is off is punished.
 
     SigLIP's loss (arXiv 2303.15343) is this with every image's B - 1 wrong texts of the batch as noise: nu = B - 1,

@@ -170,10 +170,11 @@ def ldam(
 
 
 def lade(logits: Tensor, targets: Tensor, counts: Counts, remine_weight: float = 0.1, *, weights: Tensor | None = None) -> Tensor:
-    """Balanced softmax + 0.1 L_est: Hong 2021, section 3, "LADER" and "LADE".
+    """Balanced softmax + 0.1 L_est: Hong 2021, sections 3.3 (LADER) and 3.4 (LADE).
 
     L_est = -sum_c pi_c [a_c - b_c - remine_weight b_c^2], where a_c is the mean of z_c over the batch's rows of class c, and b_c
-    the log of the mean of exp(z_c - log pi_c - log C) over all of its rows. a_c - b_c is Donsker & Varadhan's bound of the
+    the log of the mean of exp(z_c - log pi_c - log C) over all of its rows, as in the authors' program: the paper's equation 15
+    has the share of each row's own label where pi_c stands. a_c - b_c is Donsker & Varadhan's bound of the
     divergence of class c's pictures from those of balanced classes; the square keeps b_c near 0. Raw logits go in, not those that
     were adjusted by the prior. L_est sets the level of z, so that, unlike the other losses here, this one changes if a constant
     is added to a row.
@@ -254,7 +255,7 @@ def effective_number_weights(counts: Counts, beta: float) -> Tensor:
 
 
 def grw_weights(counts: Counts, exponent: float = 1.2) -> Tensor:
-    """w_c proportional to pi_c^-exponent, mean 1: the generalised re-weighting of DisAlign, Zhang 2021, section 3.
+    """w_c proportional to pi_c^-exponent, mean 1: the generalised re-weighting of DisAlign, Zhang 2021, equation 11.
 
     exponent = 0 gives 1 to every class, exponent = 1 the inverse frequency.
 
@@ -275,7 +276,8 @@ def grw_weights(counts: Counts, exponent: float = 1.2) -> Tensor:
 def deferred_weights(counts: Counts, epoch: int, start_epoch: int, beta: float = 0.9999) -> Tensor:
     """Deferred re-weighting: 1 for every class before `start_epoch`, `effective_number_weights` from it on.
 
-    Cao 2019, section 3.3, algorithm 1. The paper starts at 160 of 200 epochs, when the learning rate has fallen once.
+    Cao 2019, section 3.3, algorithm 1, which weighs by 1 / n_c (beta = 1); the default is the published program's. There it
+    starts at 160 of 200 epochs, when the learning rate falls.
 
     Args:
         counts: [C], training samples of each class.
@@ -320,7 +322,7 @@ def adjust_logits(logits: Tensor, counts: Counts, tau: float = 1.0) -> Tensor:
 
 
 def tau_normalise(classifier: Tensor, tau: float = 1.0) -> Tensor:
-    """w_c / |w_c|^tau for each row of a linear classifier: Kang 2020, section 4.
+    """w_c / |w_c|^tau for each row of a linear classifier: Kang 2020.
 
     The paper chooses tau on validation data between 0, the classifier as it is, and 1, rows of length 1, and drops the bias.
 
@@ -343,7 +345,7 @@ def tau_normalise(classifier: Tensor, tau: float = 1.0) -> Tensor:
 
 
 def class_means(features: Tensor, targets: Tensor, num_classes: int, *, weights: Tensor | None = None) -> Tensor:
-    """The mean feature of each class, for `ncm_logits`: Kang 2020, section 4.
+    """The mean feature of each class, for `ncm_logits`: Kang 2020.
 
     Args:
         features: [B, D], all of the training set's.
@@ -366,7 +368,7 @@ def class_means(features: Tensor, targets: Tensor, num_classes: int, *, weights:
 
 
 def ncm_logits(features: Tensor, means: Tensor) -> Tensor:
-    """Nearest class mean: the cosine of each feature with each class's mean. Kang 2020, section 4.
+    """Nearest class mean: the cosine of each feature with each class's mean. Kang 2020.
 
     The paper's second distance, Euclid's to means of length 1, orders the classes in the same way.
 

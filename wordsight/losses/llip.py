@@ -1,4 +1,4 @@
-"""The sigmoid loss of pictures that look different to every text: Llip, arXiv 2405.00740, sections 3.2 and 3.3.
+"""The sigmoid loss of pictures that look different to every text: Llip, arXiv 2405.00740.
 
 A picture has K keys and values, a text a query and a feature. For the pair (i, j), head h of text j weighs picture i's tokens by
 a_ijhk = softmax_k(q_jh k_ikh), the weighted values of all heads together go through the output matrix O, and the length of the

@@ -1,6 +1,6 @@
 """The rate-distortion objective of a representation Z = f(X): I(Z; X) + beta H(X | Z), by its variational bounds.
 
-"An Introduction to Vision-Language Modeling", arXiv 2405.17247, section 2, sees masked and contrastive learning as this one
+"An Introduction to Vision-Language Modeling", arXiv 2405.17247, section 2.3.3, sees masked and contrastive learning as this one
 objective. The bounds are those of Barber & Agakov 2003 and Alemi et al., arXiv 1612.00410 and 1711.00464:
 
     rate        I(Z; X)  = E KL(q(z|x) || q(z))  <= E KL(q(z|x) || r(z)),   too large by KL(q(z) || r(z))

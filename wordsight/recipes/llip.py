@@ -1,4 +1,4 @@
-"""Llip in the paper's settings for ViT-B/16 with 32 mixture tokens (arXiv 2405.00740, section 5 and the published code).
+"""Llip in the paper's settings for ViT-B/16 with 32 mixture tokens (arXiv 2405.00740 and the published code).
 
 Command: torchrun --nproc-per-node 8 -m wordsight train llip --run-dir runs/llip \\
     --set "data.sources=shards/{00000..41455}.tar"

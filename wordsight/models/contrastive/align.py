@@ -97,8 +97,8 @@ class ALIGN(DualEncoderMixin, nn.Module):
     def loss_from_embeddings(self, embeddings: Mapping[str, Tensor], ring: Ring | None = None) -> dict[str, Term]:
         """The loss of the whole (global) batch from its embeddings: one term, "contrastive", whose count is the pairs.
 
-        -1/2B sum_i sum_j t_ij (log softmax_j(u_i v_j / T) + log softmax_j(u_j v_i / T)), equations 1 and 2 with targets
-        t = (1 - s) identity + s / B for a label smoothing of s.
+        -1/2B sum_i sum_j t_ij (log softmax_j(u_i v_j / T) + log softmax_j(u_j v_i / T)): equations 1 and 2, halved where the
+        paper adds them, with targets t = (1 - s) identity + s / B for a label smoothing of s.
         """
         image_BD = embeddings["image"]
         smoothing = self.config.label_smoothing

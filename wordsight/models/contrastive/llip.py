@@ -1,8 +1,8 @@
 """Llip: a picture has several vectors, and every text mixes its own view of it from them (arXiv 2405.00740).
 
-An image tower gives K tokens (section 3.1), each with a key and a value. A text has a query beside its feature, and multi-head
-cross-attention of the one query over the K tokens makes the vector that this text compares itself with (section 3.2); the loss
-is SigLIP's (section 3.3), in `losses/llip.py`.
+An image tower gives K tokens, each with a key and a value. A text has a query beside its feature, and multi-head
+cross-attention of the one query over the K tokens makes the vector that this text compares itself with; the loss
+is SigLIP's, in `losses/llip.py`.
 
 Shape legend: B batch, N texts, C classes, L context length, S image side in pixels, P places of a map or patches, K tokens of a
 picture, W their width, D embedding width, E = 2 D.

@@ -75,7 +75,7 @@ class UniCL(DualEncoderMixin, nn.Module):
         """The loss of the whole (global) batch from its embeddings: one term, "contrastive", whose count is the pairs.
 
         With P(i) the samples of i's label and z the logits, the mean over i of -1/|P(i)| sum_{k in P(i)} log softmax_k(z_i), and
-        of the same with pictures and texts exchanged, halved: equations 2 and 3, which add the two.
+        of the same with pictures and texts exchanged, halved, where the paper adds the two.
 
         Raises:
             ValueError: the batch says no labels.
