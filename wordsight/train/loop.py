@@ -34,6 +34,7 @@ from wordsight.train.rundir import RunFolder
 from wordsight.train.setup import Evaluator, Parts, build, compile_parts
 from wordsight.train.sharded import Sharded, split_like
 from wordsight.train.sharded import check as check_parallel
+from wordsight.train.share import EvaluationTime
 from wordsight.train.step import (
     StepLoss,
     Stepper,
@@ -144,6 +145,7 @@ class Trainer:
         self.step = self._restore(folder.newest_checkpoint(self._say_early))
         self.saved_step = self.step
         self.saved_at = time.monotonic()
+        self.evaluation_time = EvaluationTime(recipe.evaluate_max_share)
         if recipe.compile:
             compile_parts(system)
         self.stepper = Stepper(
@@ -186,21 +188,26 @@ class Trainer:
         batches = on_device(self.parts.loader.batches(self.step), self.device, count=self.total_steps - self.step)
         while self.step < self.total_steps:
             batch = self._draw(batches)
-            mine = (0 if batch is None else len(batch), self.interrupts.noted, self._checkpoint_time())
+            mine = (
+                0 if batch is None else len(batch),
+                self.interrupts.noted,
+                self._checkpoint_time(),
+                self.evaluation_time.allows_one(),
+            )
             everyone = self.world.gather_ints(mine, self.device)
-            interrupt = max(number for _, number, _ in everyone)
+            interrupt = max(one[1] for one in everyone)
             if interrupt:
                 return self._leave(interrupt)
             assert batch is not None
             unmeasured = self.world.is_main and self.progress.speed is None and len(batch) > 0
             if unmeasured and self.progress.elapsed_s() >= speed.MEASURED_AFTER_S:
                 self.progress.speed = self._measure_speed(batch)
-            self._update(batch, self.step + 1, [rows for rows, _, _ in everyone])
+            self._update(batch, self.step + 1, [one[0] for one in everyone])
             self.step += 1
-            due = self.recipe.evaluate_every_steps
-            if self.step == self.total_steps or (due and self.step % due == 0):
-                self._evaluate()
-            if self._checkpoint_due(by_time=bool(everyone[0][2])):  # by the main one's clock: all take part
+            if self._evaluation_due(by_time=bool(everyone[0][3])):  # by the main one's clock: all take part
+                with self.evaluation_time.spending():
+                    self._evaluate()
+            if self._checkpoint_due(by_time=bool(everyone[0][2])):
                 self._save()
         self._finish()
         return Outcome(self.step, self.total_steps, None, self.last_metrics, self.best)
@@ -293,6 +300,12 @@ class Trainer:
             f"{self._last_good()} Look at these samples; a lower optim.lr, optim.grad_clip=1 or a longer optim.warmup_steps "
             "often helps (in a new --run), and on_nonfinite=skip passes over such batches."
         )
+
+    def _evaluation_due(self, by_time: bool) -> bool:
+        """Whether the model is measured after this step; what is due and takes too much of the time waits."""
+        every, clock = self.recipe.evaluate_every_steps, self.evaluation_time
+        clock.waiting = clock.waiting or bool(every and self.step % every == 0)
+        return self.step == self.total_steps or (clock.waiting and by_time)
 
     def _checkpoint_time(self) -> bool:
         """Whether a checkpoint is due by this process's clock."""

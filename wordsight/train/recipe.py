@@ -163,6 +163,9 @@ class Recipe:
         deterministic: ask for deterministic kernels where a device has others, so that a resumed run is bit-identical there too.
         ema_decay: evaluate and keep an exponential moving average of the weights; None: the weights themselves.
         evaluations: what is measured every `evaluate_every_steps` and at the end.
+        evaluate_max_share: the largest share of the run's time that evaluations on the way may take; one that would take more
+            is put off until it does not. The last one always runs. None: no limit. With one, the clock decides which models are
+            measured, and so which is the best one; the weights of training do not depend on it.
         recalibrate_batches: batches, not augmented, that batch norm's statistics are taken anew from before a model is measured
             or kept; 0: the running ones of training.
         prompts: the prompts that the model learns from and is asked with, such as "name"; they travel with the model, and the
@@ -198,6 +201,7 @@ class Recipe:
     ema_decay: float | None = None
     evaluations: tuple[Evaluation, ...] = ()
     evaluate_every_steps: int | None = None
+    evaluate_max_share: float | None = None
     recalibrate_batches: int = 0
     prompts: str | None = None
     best_metric: str | None = None
@@ -218,6 +222,8 @@ class Recipe:
         for name, value in (counts | {name: getattr(self, name) for name in optional}).items():
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        if self.evaluate_max_share is not None and not 0 < self.evaluate_max_share < 1:
+            raise ValueError(f"evaluate_max_share must lie between 0 and 1, or be none; got {self.evaluate_max_share}")
         if self.recalibrate_batches < 0:
             raise ValueError(f"recalibrate_batches must be at least 0, got {self.recalibrate_batches}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
