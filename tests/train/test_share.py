@@ -74,7 +74,7 @@ def test_without_a_share_none_waits(clock: Clock) -> None:
 def test_what_is_put_off_comes_later_and_the_last_always(
     recipe: Recipe, pairs: Path, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes 5 s, an evaluation 10: that of step 6 waits until two of them are a third of the time, 20 s of 60 at step 8."""
+    """A step takes 5 s, an evaluation 10: that of step 6 waits until two of them are a third of the time, at step 8."""
     allows = EvaluationTime.allows_one
 
     def after_a_step(self: EvaluationTime) -> bool:
