@@ -90,7 +90,7 @@ def share_interval(values: Any, groups: Sequence[Hashable] | np.ndarray | None =
     worth = spread / variance if variance > 1e-12 * spread and spread > 0 else float(len(sums_G))
     if single:  # groups that differ less than chance would have it are luck
         worth = min(worth, float(len(values_N)))
-    return wilson_interval(mean * worth, worth, _student(len(sums_G) - 1) if groups is not None else Z95)
+    return wilson_interval(mean * worth, worth, student(len(sums_G) - 1) if groups is not None else Z95)
 
 
 def bootstrap_interval(
@@ -212,7 +212,7 @@ def _variance_of_mean(sums_G: np.ndarray, counts_G: np.ndarray) -> float:
     return float(number / (number - 1) * (residuals_G**2).sum() / total**2)
 
 
-def _student(freedom: int) -> float:
+def student(freedom: float) -> float:
     """97.5% quantile of Student's t."""
     from scipy.special import stdtrit
 
@@ -239,7 +239,7 @@ def _percentiles(means_R: np.ndarray, number: int) -> tuple[float, float]:
     """The percentiles that lie as far out as Student's quantiles do: 2.5 and 97.5 for many groups."""
     from scipy.special import ndtr
 
-    tail = 100 * float(ndtr(-_student(number - 1)))
+    tail = 100 * float(ndtr(-student(number - 1)))
     low, high = np.percentile(means_R, [tail, 100 - tail])
     return float(low), float(high)
 
