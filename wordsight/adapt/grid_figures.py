@@ -215,7 +215,7 @@ def write_figures(
     """results.json, table.csv and the two charts."""
     folder.write("results.json", [check_record(one) for one in records(settings, data, results, summary)])
     write_atomically(folder.path / "table.csv", table(summary))
-    write_atomically(folder.path / "accuracy_cost.svg", own_file(accuracy_cost(summary)))
+    write_atomically(folder.path / "accuracy_cost.svg", own_file(accuracy_cost(summary, alone=True)))
     write_atomically(folder.path / "class_counts.svg", own_file(class_counts(settings, summary)))
 
 
@@ -264,12 +264,20 @@ def table(summary: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def accuracy_cost(summary: Mapping[str, Any]) -> str:
-    """Mean per class on test over seconds of learning; a method's mark is its number in the table."""
+def accuracy_cost(summary: Mapping[str, Any], *, alone: bool = False) -> str:
+    """Mean per class on test over seconds of learning; a method's mark is its number in the table.
+
+    Methods that none beats at the same or a smaller cost have their names too.
+
+    Args:
+        summary: summary.json.
+        alone: whether what the numbers stand for is written below, because no table is beside.
+    """
+    best = cheapest(summary)
     points = [
         Point(
             name=row["method"],
-            mark=str(number),
+            mark=f"{number} {row['method']}" if number - 1 in best else str(number),
             x=row["cost"]["seconds"],
             y=100 * row["metrics"]["mean_per_class"]["value"],
             low=100 * row["metrics"]["mean_per_class"]["ci95"][0],
@@ -279,7 +287,22 @@ def accuracy_cost(summary: Mapping[str, Any]) -> str:
         for number, row in enumerate(summary["methods"], start=1)
     ]
     label = "Mean accuracy over the classes of the test split, by the seconds that learning took"
-    return point_chart(points, x_name="seconds to learn, one seed", y_name="%", label=label)
+    key = [f"{number} {row['method']}" for number, row in enumerate(summary["methods"], start=1)] if alone else ()
+    return point_chart(points, x_name="seconds to learn, one seed", y_name="%", label=label, key=key)
+
+
+def cheapest(summary: Mapping[str, Any]) -> set[int]:
+    """Places of the methods that are more accurate on test than all that cost as much (within a tenth) or less."""
+    figures = [(row["cost"]["seconds"], row["metrics"]["mean_per_class"]["value"]) for row in summary["methods"]]
+    return {
+        place
+        for place, (seconds, value) in enumerate(figures)
+        if not any(
+            other_value > value or (other_value == value and other < place)
+            for other, (other_seconds, other_value) in enumerate(figures)
+            if other_seconds <= 1.1 * seconds
+        )
+    }
 
 
 def class_counts(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate, pairwise
 
+from wordsight.evaluate.chart_marks import place_marks
+
 WIDTH, HEIGHT = 520, 230
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 36
+POINTS_HEIGHT = 320  # of a chart of points, whose marks want room
+KEY_CHARACTER, KEY_LINE = 5.2, 12  # of 9 px
 MAX_POINTS = 400  # more are averaged, a pixel shows no more
 
 
@@ -134,48 +138,73 @@ class Point:
     strong: bool = False
 
 
-def point_chart(points: Sequence[Point], *, x_name: str, y_name: str, label: str) -> str:
-    """Points with intervals over a logarithmic x axis; each bears its mark, as names would cover each other.
+def point_chart(points: Sequence[Point], *, x_name: str, y_name: str, label: str, key: Sequence[str] = ()) -> str:
+    """Points with intervals over a logarithmic x axis, each with its mark where it covers no other one.
 
     Args:
-        points: of finite heights; an x of 0 is drawn at the left end.
+        points: of finite heights; an x of 0 is drawn at the left end. A mark of several words is cut to the first where there is
+            no room for all.
         x_name, y_name: what the axes count.
         label: what the chart shows, for readers who hear it.
+        key: lines of text below the chart, in columns: what the marks stand for.
 
     Returns:
         An `<svg>` element, or "" where there is nothing to draw.
     """
     if not points:
         return ""
+    x_at, y_at, marks_x, marks_y = _scales(points)
+    columns = max(1, min(3, int((WIDTH - LEFT - RIGHT) / (KEY_CHARACTER * max(map(len, key), default=1) + 8))))
+    num_lines = math.ceil(len(key) / columns)
+    parts = [_open(label, POINTS_HEIGHT + (KEY_LINE * num_lines + 8 if key else 0))]
+    for y in marks_y:
+        parts += _rule(y_at(y), short(y))
+    parts += [_tick(x_at(x), short(x), POINTS_HEIGHT) for x in marks_x]
+    parts += _axes(x_name, y_name, POINTS_HEIGHT)
+    places = [(x_at(point.x), y_at(point.y)) for point in points]
+    marks = place_marks(places, [point.mark for point in points], LEFT, TOP, WIDTH - RIGHT, POINTS_HEIGHT - BOTTOM)
+    for mark in marks:
+        if mark.leader is not None:
+            x1, y1, x2, y2 = mark.leader
+            parts.append(f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="var(--soft)" stroke-width="0.6"/>')
+    ordered = sorted(zip(points, places, strict=True), key=lambda one: one[0].strong)  # strong ones over the others
+    for point, (x, y) in ordered:
+        style, faint = ("s2", "") if point.strong else ("s0", ' opacity="0.3"')
+        ends = f'y1="{y_at(point.high):.1f}" y2="{y_at(point.low):.1f}"'
+        parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" {ends}{faint}/>')
+        title = f"<title>{escape(point.name)}</title>"
+        parts.append(f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="{4 if point.strong else 3}">{title}</circle>')
+    for mark in marks:
+        anchor = ' text-anchor="end"' if mark.leader is not None and mark.leader[0] < mark.leader[2] else ""
+        x = mark.left + mark.width if anchor else mark.left
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{mark.middle + 4:.1f}"{anchor}>{escape(mark.text)}</text>')
+    for i, line in enumerate(key):
+        x = LEFT + i // num_lines * (WIDTH - LEFT - RIGHT) / columns
+        y = POINTS_HEIGHT + 10 + KEY_LINE * (i % num_lines)
+        parts.append(f'<text class="tick" style="font-size:9px" x="{x:.1f}" y="{y}">{escape(line)}</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def _scales(points: Sequence[Point]) -> tuple[Callable[[float], float], Callable[[float], float], list[float], list[float]]:
+    """Places of x and y, and where their axes are marked: x at 1, 2 and 5 of each power of ten, or at these alone."""
     positive = [point.x for point in points if point.x > 0] or [1.0]
-    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
-    first = min(first, last - 1)
+    first, last = math.log10(min(positive)), math.log10(max(positive))
+    first, last = (first, last) if last - first > 0.5 else ((first + last) / 2 - 0.25, (first + last) / 2 + 0.25)
     y_low, y_high = min(point.low for point in points), max(point.high for point in points)
     pad = (y_high - y_low) * 0.06 or 0.5
     y_low, y_high = y_low - pad, y_high + pad
 
     def x_at(x: float) -> float:
         place = 0.0 if x <= 0 else max(0.0, (math.log10(x) - first) / (last - first))
-        return LEFT + 14 + place * (WIDTH - LEFT - RIGHT - 28)
+        return LEFT + 32 + place * (WIDTH - LEFT - RIGHT - 64)  # room for marks of two digits at both ends
 
     def y_at(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        return POINTS_HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (POINTS_HEIGHT - TOP - BOTTOM)
 
-    parts = [_open(label)]
-    for y in ticks(y_low, y_high, 4):
-        parts += _rule(y_at(y), short(y))
-    for power in range(first, last + 1):
-        parts.append(_tick(x_at(10.0**power), short(10.0**power)))
-    parts += _axes(x_name, y_name)
-    for point in sorted(points, key=lambda point: point.strong):  # strong ones over the others
-        x, style = x_at(point.x), "s2" if point.strong else "s0"
-        parts.append(f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{y_at(point.high):.1f}" y2="{y_at(point.low):.1f}"/>')
-        parts.append(
-            f'<circle class="{style}" cx="{x:.1f}" cy="{y_at(point.y):.1f}" r="{4 if point.strong else 3}">'
-            f"<title>{escape(point.name)}</title></circle>"
-        )
-        parts.append(f'<text class="tick" x="{x + 6:.1f}" y="{y_at(point.y) - 4:.1f}">{escape(point.mark)}</text>')
-    return "".join([*parts, "</svg>"])
+    steps = (1, 2, 5) if last - first < 3 else (1,)
+    powers = range(math.floor(first), math.ceil(last) + 1)
+    marked = [step * 10.0**power for power in powers for step in steps]
+    return x_at, y_at, [x for x in marked if first <= math.log10(x) <= last], ticks(y_low, y_high, 5)
 
 
 def count_chart(counts: Sequence[float], *, many_above: float, few_below: float, label: str) -> str:
@@ -215,8 +244,8 @@ def count_chart(counts: Sequence[float], *, many_above: float, few_below: float,
     return "".join([*parts, "</svg>"])
 
 
-def _open(label: str) -> str:
-    return f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label, quote=True)}">'
+def _open(label: str, height: float = HEIGHT) -> str:
+    return f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label, quote=True)}">'
 
 
 def _rule(y: float, text: str) -> list[str]:
@@ -226,13 +255,13 @@ def _rule(y: float, text: str) -> list[str]:
     ]
 
 
-def _tick(x: float, text: str) -> str:
-    return f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 19}" text-anchor="middle">{escape(text)}</text>'
+def _tick(x: float, text: str, height: int = HEIGHT) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{height - 19}" text-anchor="middle">{escape(text)}</text>'
 
 
-def _axes(x_name: str, y_name: str) -> list[str]:
+def _axes(x_name: str, y_name: str, height: int = HEIGHT) -> list[str]:
     return [
-        f'<text class="tick axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_name)}</text>',
+        f'<text class="tick axis" x="{WIDTH - RIGHT}" y="{height - 4}" text-anchor="end">{escape(x_name)}</text>',
         f'<text class="tick axis" x="2" y="{TOP - 2}">{escape(y_name)}</text>',
     ]
 
@@ -246,6 +275,6 @@ def own_file(svg: str) -> str:
     light, dark = (" ".join(line for line in colours[start : start + 3]) for start in (0, 3))
     rules = " ".join(line for line in colours if not line.startswith("--"))
     whole = f"<style>:root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }} {rules}</style>"
-    sheet = f'<rect width="{WIDTH}" height="{HEIGHT}" fill="var(--card)"/>'
+    sheet = '<rect width="100%" height="100%" fill="var(--card)"/>'
     start, end = svg.split(">", 1)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{start} xmlns="http://www.w3.org/2000/svg">{whole}{sheet}{end}\n'
