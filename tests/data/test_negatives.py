@@ -88,6 +88,8 @@ def test_mining_never_holds_all_pairs() -> None:
     vectors = np.random.default_rng(0).normal(size=(number, 8)).astype(np.float32)
     done: list[int] = []
     pictures = [i // 2 for i in range(number)]
+    with Largest():
+        mine(["a", "b"], vectors[:2], 1)  # what PyTorch imports at the first use of a mode is none of ours
     tracemalloc.start()
     with Largest() as largest:
         mine([f"t{i}" for i in range(number)], vectors, 2, tile=tile, picture_ids=pictures, advance=done.append)

@@ -84,15 +84,7 @@ def lay_out(
     _check_distinct(names, split)
 
     start = [tokenizer.start_id] if hasattr(tokenizer, "start_id") else []
-    # an end token where the tokenizer has one
-    room = tokenizer.context_length - len(start) - num_context_tokens - 1
-    for name, (name_ids, rest_ids) in zip(names, split, strict=True):
-        if len(name_ids) + len(rest_ids) > room:
-            raise ValueError(
-                f"the class name {name!r} is {len(name_ids)} tokens long and has room for {max(room - len(rest_ids), 0)}: of the "
-                f"{tokenizer.context_length} tokens of a text, {num_context_tokens} are context and "
-                f"{len(start) + len(rest_ids) + 1} its start, stop and end; shorten it, or take fewer context tokens"
-            )
+    _check_room(tokenizer, names, split, num_context_tokens, len(start))
     num_before = {"end": num_context_tokens, "middle": num_context_tokens // 2, "front": 0}[position]
     placeholder = _placeholder(tokenizer)
     context = [-1 - m for m in range(num_context_tokens)]  # marks; no token is negative
@@ -118,6 +110,24 @@ def lay_out(
         lengths=torch.tensor([len(prompt) for prompt in prompts]),
         num_shared=len(start) + (0 if class_specific else num_before),
     )
+
+
+def _check_room(
+    tokenizer: TextTokenizer,
+    names: Sequence[str],
+    split: Sequence[tuple[list[int], list[int]]],
+    num_context_tokens: int,
+    num_start: int,
+) -> None:
+    # an end token where the tokenizer has one
+    room = tokenizer.context_length - num_start - num_context_tokens - 1
+    for name, (name_ids, rest_ids) in zip(names, split, strict=True):
+        if len(name_ids) + len(rest_ids) > room:
+            raise ValueError(
+                f"the class name {name!r} is {len(name_ids)} tokens long and has room for {max(room - len(rest_ids), 0)}: of the "
+                f"{tokenizer.context_length} tokens of a text, {num_context_tokens} are context and "
+                f"{num_start + len(rest_ids) + 1} its start, stop and end; shorten it, or take fewer context tokens"
+            )
 
 
 def context_words(tokenizer: TextTokenizer, words: str) -> list[int]:

@@ -15,6 +15,7 @@ from wordsight.cli import data_long_tail
 if TYPE_CHECKING:
     from wordsight.data.inspect import Facts
     from wordsight.data.sources import Source
+    from wordsight.data.text_rules import RuleResult
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 PATHS = click.argument("paths", metavar="PATH...", nargs=-1, required=True)
@@ -201,11 +202,7 @@ def build(
     quiet = as_json or not sys.stderr.isatty()
     ruled = None
     if text_rules is not None:
-        from wordsight.data.text_rules import TextRules, rule_source
-
-        rules = TextRules.parse(text_rules)
-        with tqdm(total=len(source), unit="sample", desc="text rules", disable=quiet) as bar:
-            source, ruled = rule_source(source, rules, num_workers=workers, advance=bar.update)
+        source, ruled = _rule(source, text_rules, workers, quiet)
         if not as_json:
             click.echo(str(ruled), err=True)
         if len(source) == 0:
@@ -231,6 +228,16 @@ def build(
     if len(report) > 10:
         click.echo(f"Left out: {len(report) - 10} more; `wordsight data check` names them all.", err=True)
     click.echo(f"Wrote {len(shards)} shards with {num_samples:,} samples to {out} ({num_bytes / 1e6:,.1f} MB).")
+
+
+def _rule(source: Source, text_rules: str, workers: int, quiet: bool) -> tuple[Source, RuleResult]:
+    from tqdm import tqdm
+
+    from wordsight.data.text_rules import TextRules, rule_source
+
+    rules = TextRules.parse(text_rules)
+    with tqdm(total=len(source), unit="sample", desc="text rules", disable=quiet) as bar:
+        return rule_source(source, rules, num_workers=workers, advance=bar.update)
 
 
 @command.command(

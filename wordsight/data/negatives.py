@@ -91,8 +91,6 @@ def mine(
     Raises:
         ValueError: sizes that don't fit, or a vector that is zero or not finite.
     """
-    import torch
-
     if k < 1 or tile < 1:
         raise ValueError(f"k and tile are 1 or more, got {k} and {tile}")
     if len(texts) != len(vectors) or (picture_ids is not None and len(picture_ids) != len(texts)):
@@ -113,23 +111,33 @@ def mine(
     similarities_UK = np.full((number, k), -np.inf, np.float32)
     for start in range(0, number, tile):
         stop = min(start + tile, number)
-        rows_RD = unit(start, stop)
-        best_RK = torch.full((stop - start, k), -torch.inf)
-        found_RK = torch.full((stop - start, k), -1, dtype=torch.int64)
-        for first in range(0, number, tile):
-            last = min(first + tile, number)
-            cosine_RS = rows_RD @ unit(first, last).T
-            if max_similarity is not None:
-                cosine_RS[cosine_RS > max_similarity] = -torch.inf
-            own, other = together.pairs(start, stop, first, last)
-            cosine_RS[own, other] = -torch.inf
-            top_RK, place_RK = cosine_RS.topk(min(k, last - first), dim=1)
-            best_RK, order_RK = torch.cat([best_RK, top_RK], dim=1).topk(k, dim=1)
-            found_RK = torch.cat([found_RK, place_RK + first], dim=1).gather(1, order_RK)
-        found_RK[best_RK == -torch.inf] = -1
-        places_UK[start:stop], similarities_UK[start:stop] = found_RK.numpy(), best_RK.numpy()
+        found = _nearest(unit, together, range(start, stop), k, number, tile, max_similarity)
+        places_UK[start:stop], similarities_UK[start:stop] = found
         advance(stop - start)
     return Mined(list(place_of), places_UK, similarities_UK)
+
+
+def _nearest(
+    unit: _Units, together: _Together, rows: range, k: int, number: int, tile: int, max_similarity: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Places [R, K] (-1 where there are fewer than k) and similarities of the texts that are most like those of `rows`."""
+    import torch
+
+    rows_RD = unit(rows.start, rows.stop)
+    best_RK = torch.full((len(rows), k), -torch.inf)
+    found_RK = torch.full((len(rows), k), -1, dtype=torch.int64)
+    for first in range(0, number, tile):
+        last = min(first + tile, number)
+        cosine_RS = rows_RD @ unit(first, last).T
+        if max_similarity is not None:
+            cosine_RS[cosine_RS > max_similarity] = -torch.inf
+        own, other = together.pairs(rows.start, rows.stop, first, last)
+        cosine_RS[own, other] = -torch.inf
+        top_RK, place_RK = cosine_RS.topk(min(k, last - first), dim=1)
+        best_RK, order_RK = torch.cat([best_RK, top_RK], dim=1).topk(k, dim=1)
+        found_RK = torch.cat([found_RK, place_RK + first], dim=1).gather(1, order_RK)
+    found_RK[best_RK == -torch.inf] = -1
+    return found_RK.numpy(), best_RK.numpy()
 
 
 class _Units:
