@@ -39,7 +39,7 @@ Examples:
 )
 @click.argument("model", required=False)
 @click.option("--data", "specs", multiple=True, metavar="PATH", help="Shards, table, folder, sample:SPLIT; repeatable.")
-@click.option("--suite", metavar="NAME", help="Many measurements: quick, failures, or FILE.py.")
+@click.option("--suite", metavar="NAME", help="quick, clip27, datacomp38, robustness, failures, FILE.py.")
 @click.option("--model", "models", multiple=True, metavar="[NAME=]PATH", help="A model of the suite; repeatable.")
 @click.option("--root", type=click.Path(file_okay=False, path_type=Path), default="data", help="Where a suite's data lie. [data]")
 @click.option("--strict", is_flag=True, help="Exit code 1 where a suite lacks data.")

@@ -6,8 +6,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from wordsight.data.geography import geography_needs
+from wordsight.data.layouts import LAYOUTS
 from wordsight.evaluate.failures import generated
+from wordsight.evaluate.groups import Geography
+from wordsight.evaluate.published import Published
 from wordsight.evaluate.retrieval import Retrieval
+from wordsight.evaluate.robustness import robustness_items
 from wordsight.evaluate.suite import SuiteItem
 from wordsight.evaluate.zero_shot import ZeroShot
 
@@ -41,7 +46,113 @@ def _generated(num: int) -> list[SuiteItem]:
     ]
 
 
-SUITES: dict[str, Callable[[Path], list[SuiteItem]]] = {"quick": quick, "failures": failures}
+def robustness(root: Path) -> list[SuiteItem]:
+    """Corruptions and unseen drawings of the embedded pictures; under ROOT ImageNet's natural shifts, GeoDE and Dollar Street."""
+    shown = {"corruptions-sample": "corrupted_top1", "vendor-shift": "trained_unseen_drawing_top1"}
+    return [
+        SuiteItem(name=item.name, evaluator=item, needs=item.needs, metric=shown.get(item.name))
+        for item in robustness_items(root)
+    ]
+
+
+# key: (title, published figure, prompt set, CoOp's layout, folders beside `key` and CLIP_benchmark's `wds_key`)
+# fmt: off
+_SETS: dict[str, tuple[str, str, str | None, str | None, tuple[str, ...]]] = {
+    "food101": ("Food-101", "top1", "food101", "food101", ()),
+    "cifar10": ("CIFAR-10", "top1", "cifar10", None, ("wds_vtab-cifar10",)),
+    "cifar100": ("CIFAR-100", "top1", "cifar100", None, ("wds_vtab-cifar100",)),
+    "birdsnap": ("Birdsnap", "top1", "birdsnap", None, ()),
+    "sun397": ("SUN397", "top1", "sun397", "sun397", ()),
+    "cars": ("Stanford Cars", "top1", "stanford_cars", "stanford_cars", ()),
+    "fgvc_aircraft": ("FGVC Aircraft", "mean_per_class", "fgvc_aircraft", "fgvc_aircraft", ()),
+    "voc2007_multilabel": ("Pascal VOC 2007, all labels of a picture", "map_11_point", "voc2007", None, ()),
+    "voc2007": ("Pascal VOC 2007, one object a picture", "top1", "voc2007", None, ()),
+    "dtd": ("Describable Textures", "top1", "dtd", "dtd", ("wds_vtab-dtd",)),
+    "pets": ("Oxford-IIIT Pets", "mean_per_class", "oxford_pets", "oxford_pets", ("wds_vtab-pets",)),
+    "caltech101": ("Caltech-101", "mean_per_class", "caltech101", None, ("wds_vtab-caltech101",)),
+    "flowers": ("Oxford Flowers 102", "mean_per_class", "flowers102", "oxford_flowers", ("wds_vtab-flowers",)),
+    "mnist": ("MNIST", "top1", "mnist", None, ()),
+    "fer2013": ("Facial Emotion Recognition 2013", "top1", "fer2013", None, ()),
+    "stl10": ("STL-10", "top1", "stl10", None, ()),
+    "eurosat": ("EuroSAT", "top1", "eurosat", "eurosat", ("wds_vtab-eurosat",)),
+    "resisc45": ("RESISC45", "top1", "resisc45", None, ("wds_vtab-resisc45",)),
+    "gtsrb": ("GTSRB", "top1", "gtsrb", None, ()),
+    "kitti_distance": ("KITTI vehicle distance", "top1", "kitti_distance", None, ("wds_vtab-kitti_closest_vehicle_distance",)),
+    "country211": ("Country211", "top1", "country211", None, ()),
+    "pcam": ("PatchCamelyon", "top1", "pcam", None, ("wds_vtab-pcam",)),
+    "ucf101": ("UCF101, middle frames", "top1", "ucf101", "ucf101", ()),
+    "kinetics700": ("Kinetics700, middle frames", "mean_top1_top5", "kinetics700", None, ()),
+    "clevr_counts": ("CLEVR counts", "top1", "clevr_counts", None, ("wds_vtab-clevr_count_all",)),
+    "hateful_memes": ("Hateful Memes", "roc_auc", "hateful_memes", None, ()),
+    "renderedsst2": ("Rendered SST2", "top1", "rendered_sst2", None, ()),
+    "imagenet1k": ("ImageNet", "top1", "imagenet", "imagenet", ()),
+    "clevr_distance": ("CLEVR distance", "top1", None, None, ("wds_vtab-clevr_closest_object_distance",)),
+    "svhn": ("SVHN", "top1", None, None, ("wds_vtab-svhn",)),
+    "imagenet_sketch": ("ImageNet Sketch", "top1", "imagenet", "imagenet_sketch", ()),
+    "imagenetv2": ("ImageNet V2", "top1", "imagenet", "imagenetv2", ()),
+    "imagenet-a": ("ImageNet-A", "top1", "imagenet", "imagenet_a", ()),
+    "imagenet-o": ("ImageNet-O", "top1", None, None, ()),
+    "imagenet-r": ("ImageNet-R", "top1", "imagenet", "imagenet_r", ()),
+    "objectnet": ("ObjectNet", "top1", None, None, ()),
+    "iwildcam": ("iWildCam", "macro_f1", None, None, ("wds_wilds-iwildcam",)),
+    "camelyon17": ("Camelyon17", "top1", None, None, ("wds_wilds-camelyon17",)),
+    "flickr30k": ("Flickr30k, 1k test", "mean_recall@1", None, None, ()),
+    "mscoco_captions": ("MS COCO captions, 5k test", "mean_recall@1", None, None, ()),
+}
+CLIP27 = (
+    "food101", "cifar10", "cifar100", "birdsnap", "sun397", "cars", "fgvc_aircraft", "voc2007_multilabel", "dtd", "pets",
+    "caltech101", "flowers", "mnist", "fer2013", "stl10", "eurosat", "resisc45", "gtsrb", "kitti_distance", "country211", "pcam",
+    "ucf101", "kinetics700", "clevr_counts", "hateful_memes", "renderedsst2", "imagenet1k",
+)
+DATACOMP = (
+    "caltech101", "cifar10", "cifar100", "clevr_counts", "clevr_distance", "country211", "dtd", "eurosat", "fgvc_aircraft",
+    "food101", "gtsrb", "imagenet1k", "imagenet_sketch", "imagenetv2", "imagenet-a", "imagenet-o", "imagenet-r", "kitti_distance",
+    "mnist", "objectnet", "flowers", "pets", "voc2007", "pcam", "renderedsst2", "resisc45", "cars", "stl10", "sun397", "svhn",
+    "flickr30k", "mscoco_captions", "iwildcam", "camelyon17",
+)
+# fmt: on
+
+
+def clip27(root: Path) -> list[SuiteItem]:
+    """Zero-shot on the 27 data sets of the CLIP paper (arXiv 2103.00020, table 9), by the figure published for each.
+
+    A set lies under ROOT as CLIP_benchmark's shards (`wds_food101/`), in class folders (`food101/test/CLASS/`), as a folder of
+    Hugging Face `datasets`, or, where CoOp has it, as CoOp lays it out.
+    """
+    return [_published(key, root) for key in CLIP27]
+
+
+def datacomp38(root: Path) -> list[SuiteItem]:
+    """Zero-shot on DataComp's evaluation sets, in the same layouts, GeoDE and Dollar Street in their own.
+
+    36 of the 38: WinoGAViL (choosing pictures for a word) and FMoW (its regions are in no layout that is read) are not judged.
+    DataComp's mean of 38 is thus not what the mean of this suite is.
+    """
+    groups = [
+        SuiteItem(name=name, evaluator=Geography(name=name, root=root), metric=metric, needs=geography_needs(name, root))
+        for name, metric in (("geode", "region_worst"), ("dollar_street", "income_worst"))
+    ]
+    return [*(_published(key, root) for key in DATACOMP), *groups]
+
+
+def _published(key: str, root: Path) -> SuiteItem:
+    title, metric, prompts, layout, others = _SETS[key]
+    names = [f"wds_{key}", *others]
+    places = (*(root / name for one in names for name in (one, f"{one}_test")), root / key)
+    if layout is not None and LAYOUTS[layout].folder == key:  # CoOp's folder of that name is no folder of classes
+        complete = all((root / key / need).exists() for need in LAYOUTS[layout].needs)
+        places = places[:-1] if complete else places
+    judged = Published(title=title, metric=metric, prompts=prompts, places=places, layout=layout, root=root)
+    return SuiteItem(name=key, evaluator=judged, dataset=key, split="test", metric=metric, needs=judged.needs)
+
+
+SUITES: dict[str, Callable[[Path], list[SuiteItem]]] = {
+    "quick": quick,
+    "clip27": clip27,
+    "datacomp38": datacomp38,
+    "robustness": robustness,
+    "failures": failures,
+}
 
 
 def open_suite(name: str, root: Path) -> list[SuiteItem]:
