@@ -6,9 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wordsight.evaluate.corruption_error import Corruptions
     from wordsight.evaluate.embedding import Embedded, embed_source
     from wordsight.evaluate.examples import write_examples
     from wordsight.evaluate.few_shot_curve import FewShotCurve
+    from wordsight.evaluate.groups import Geography, GroupAccuracy
     from wordsight.evaluate.probing import KNN, LinearProbe, NearestMean, Ridge
     from wordsight.evaluate.prompt_sets import PromptSet, prompt_set
     from wordsight.evaluate.prompt_study import PromptStudy
@@ -16,25 +18,33 @@ if TYPE_CHECKING:
     from wordsight.evaluate.report import write_report
     from wordsight.evaluate.results import Judgement, name_data, write_results
     from wordsight.evaluate.retrieval import Retrieval
+    from wordsight.evaluate.robustness import NaturalShifts, robustness_items
+    from wordsight.evaluate.vendor_shift import VendorShift
     from wordsight.evaluate.zero_shot import ZeroShot
 
 _HOMES = {
+    "Corruptions": "corruption_error",
     "Embedded": "embedding",
     "FewShotCurve": "few_shot_curve",
+    "Geography": "groups",
+    "GroupAccuracy": "groups",
     "Judgement": "results",
     "KNN": "probing",
     "LinearProbe": "probing",
+    "NaturalShifts": "robustness",
     "NearestMean": "probing",
     "PromptSet": "prompt_sets",
     "PromptStudy": "prompt_study",
     "Retrieval": "retrieval",
     "Ridge": "probing",
+    "VendorShift": "vendor_shift",
     "ZeroShot": "zero_shot",
     "class_embeddings": "prompts",
     "embed_source": "embedding",
     "name_data": "results",
     "prompt_set": "prompt_sets",
     "prompt_templates": "prompts",
+    "robustness_items": "robustness",
     "write_examples": "examples",
     "write_report": "report",
     "write_results": "results",
@@ -42,21 +52,27 @@ _HOMES = {
 
 __all__ = [
     "KNN",
+    "Corruptions",
     "Embedded",
     "FewShotCurve",
+    "Geography",
+    "GroupAccuracy",
     "Judgement",
     "LinearProbe",
+    "NaturalShifts",
     "NearestMean",
     "PromptSet",
     "PromptStudy",
     "Retrieval",
     "Ridge",
+    "VendorShift",
     "ZeroShot",
     "class_embeddings",
     "embed_source",
     "name_data",
     "prompt_set",
     "prompt_templates",
+    "robustness_items",
     "write_examples",
     "write_report",
     "write_results",
