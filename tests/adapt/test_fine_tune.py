@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.base import clone
-from sklearn.utils.estimator_checks import check_estimator
 
 import wordsight
 from tests.adapt.make import colour_folders
@@ -27,14 +26,12 @@ from wordsight.adapt.grid import GridRequest, run_grid
 from wordsight.adapt.grid_methods import GROUPS, read_method
 from wordsight.adapt.grid_methods import PARTS as GRID_PARTS
 from wordsight.adapt.imbalanced import LOSSES
-from wordsight.adapt.parts import CROP_SCALE, draw_views, read_picture
-from wordsight.adapt.picture_reader import PictureReader, batches_ahead
+from wordsight.adapt.picture_reader import PictureReader
 from wordsight.adapt.pictures import open_data
 from wordsight.adapt.zero_shot import ZeroShot
 from wordsight.cli.adapt import command as adapt_command
 from wordsight.cli.predict import command as predict_command
 from wordsight.data.long_tail import skew
-from wordsight.data.transform import Preprocess
 from wordsight.nn.tuning import last_projection
 
 CLASSES = ["cat", "dog", "eel"]
@@ -168,6 +165,17 @@ def test_the_last_of_all_blocks_learn_as_in_full(model: Any) -> None:
     assert all(torch.equal(one[name], full[name]) for name in full if name.startswith(final))
 
 
+def test_frozen_blocks_before_all_that_learns_keep_nothing(model: Any) -> None:
+    asked: list[bool] = []
+    for part, expected in (("last", [False, True]), ("lora", [True, True]), ("full", [True, True])):
+        tower = FineTune(model, part=part, epochs=0).fit(pictures(), LABELS).tuned_.tower
+        asked.clear()
+        for block in tower.blocks:
+            block.attn.register_forward_hook(lambda module, given, out: asked.append(out.requires_grad))
+        tower.blocks.forward_tokens(tower._embed(torch.randn(2, 3, 32, 32)))
+        assert asked == expected, part
+
+
 @pytest.mark.parametrize(
     ("name", "part"), [*(("clip-tiny", part) for part in PARTS), *(("align-tiny", part) for part in PARTS[:2])]
 )
@@ -214,38 +222,6 @@ def test_bfloat16_learns_nearly_the_same(model: Any) -> None:
 # Views
 
 
-def test_views_depend_on_seed_and_content_alone(model: Any, tmp_path: Path) -> None:
-    given = pictures()
-    for i, picture in enumerate(given):
-        picture.save(tmp_path / f"{i:02}.png")
-    paths = sorted(tmp_path.glob("*.png"))
-    kept, unkept = (PictureReader(model.preprocessor, paths, seed=3, keep_mb=mb) for mb in (100, 0))
-    rows, views = np.array([4, 0, 4]), np.array([7, 7, 8])
-    first = kept(rows, views)
-    assert torch.equal(first, kept(rows, views))  # from memory
-    assert torch.equal(first, unkept(rows, views))
-    assert not torch.equal(first[0], first[2])
-    own = [
-        draw_views(model.preprocessor, read_picture(0, paths[row]), [view], 3)[0] for row, view in zip(rows, views, strict=True)
-    ]
-    assert torch.equal(first, torch.stack(own))  # as those of features and tokens
-    assert not torch.equal(first, PictureReader(model.preprocessor, paths, seed=4)(rows, views))
-    fixed = torch.stack([model.preprocessor.to_uint8(given[row]) for row in rows])
-    for reader in (kept, unkept):  # of decoded pictures too
-        assert torch.equal(reader(rows, None), fixed)
-    assert CROP_SCALE == (0.08, 1.0)
-
-
-def test_memory_is_bounded(model: Any) -> None:
-    reader = PictureReader(model.preprocessor, pictures(), keep_mb=3 * 40 * 36 * 3 / 1e6)
-    reader(np.arange(12), np.zeros(12, np.int64))
-    assert len(reader._kept) == 3
-    side = model.preprocessor.image_size_px
-    fixed = PictureReader(model.preprocessor, pictures(), keep_mb=5 * 3 * side**2 / 1e6)
-    fixed(np.arange(12), None)
-    assert len(fixed._kept) == 5
-
-
 def test_same_seed_same_weights_whatever_is_kept_in_memory(model: Any) -> None:
     random = {**FAST, "num_views": None, "epochs": 3, "batch_size": 5}
     one, same, other = (
@@ -257,25 +233,6 @@ def test_same_seed_same_weights_whatever_is_kept_in_memory(model: Any) -> None:
     assert not torch.equal(one.tuned_.head.weight, few.tuned_.head.weight)
 
 
-def test_crops_are_the_middle_and_the_corners_of_a_larger_picture() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
-    reader = PictureReader(Preprocess(image_size_px=32), [picture])
-    (crops,) = reader.crops(np.array([0]), 10, 8)
-    wide = torch.from_numpy(np.array(picture.resize((60, 40), Image.Resampling.BICUBIC)).transpose(2, 0, 1).copy())
-    assert torch.equal(crops[1], wide[:, :32, :32])
-    assert torch.equal(crops[4], wide[:, -32:, -32:])
-    assert torch.equal(crops[0], wide[:, 4:36, 14:46])
-    assert torch.equal(crops[5:], crops[:5].flip(3))
-    assert torch.equal(reader.crops(np.array([0]), 5, 8)[0], crops[:5])
-    for squash in (Preprocess(image_size_px=32, resize="squash"), Preprocess(image_size_px=32, resize="squash", resize_px=40)):
-        (crops,) = PictureReader(squash, [picture]).crops(np.array([0]), 5, 8)
-        side = (squash.resize_px or 32) + 8
-        small = torch.from_numpy(np.array(picture.resize((side, side), Image.Resampling.BICUBIC)).transpose(2, 0, 1).copy())
-        assert torch.equal(crops[3], small[:, -32:, :32])
-    strip = Image.new("RGB", (2, 40_000))
-    assert PictureReader(Preprocess(image_size_px=32), [strip]).crops(np.array([0]), 5, 8).shape == (1, 5, 3, 32, 32)
-
-
 def test_a_test_time_ensemble_is_the_mean_of_its_logits(model: Any) -> None:
     found = FineTune(model, test_crops=5, expand_px=6, epochs=0).fit(pictures(), LABELS)
     crops = PictureReader(model.preprocessor, pictures()).crops(np.arange(12), 5, 6)
@@ -283,12 +240,6 @@ def test_a_test_time_ensemble_is_the_mean_of_its_logits(model: Any) -> None:
         each = torch.stack([found.tuned_(crops[:, k]) for k in range(5)])
     torch.testing.assert_close(found.logits(pictures()), each.mean(0), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found.logits(pictures()), FineTune(model, epochs=0).fit(pictures(), LABELS).logits(pictures()))
-
-
-def test_batches_are_read_in_order(model: Any) -> None:
-    reader = PictureReader(model.preprocessor, pictures())
-    found = torch.cat(list(batches_ahead(reader, 5)))
-    assert torch.equal(found[:, 0], reader(np.arange(12), None))
 
 
 # LIFT
@@ -325,75 +276,6 @@ def test_lift_learns_with_the_counts(model: Any) -> None:
     z = 25 * F.normalize(features, dim=1) @ F.normalize(rows, dim=1).T + torch.tensor([9, 2, 1]).log()
     F.cross_entropy(z, torch.tensor([CLASSES.index(label) for label in labels])).backward()
     torch.testing.assert_close(found.tuned_.head.weight.detach(), (rows - 0.1 * rows.grad).detach(), rtol=1e-4, atol=1e-5)
-
-
-# The plain projection
-
-
-@pytest.mark.parametrize("name", ["clip-tiny", "lit-tiny", "clip-tiny-resnet", "clip-quickstart", "align-tiny", "siglip-tiny"])
-def test_a_projection_starts_as_zero_shot(name: str) -> None:
-    model = create(name)
-    start = Projection(model, epochs=0).fit(pictures(), LABELS)
-    torch.testing.assert_close(start.logits(pictures()), ZeroShot(model, CLASSES).fit().logits(pictures()), rtol=1e-4, atol=1e-4)
-
-
-def test_a_projection_learns_its_matrix_alone(model: Any) -> None:
-    before = copy.deepcopy(model.state_dict())
-    features = image_features(model, colours(), layer="penultimate")
-    found = Projection(model, epochs=20, learning_rate=1e-2).fit(features, LABELS)
-    start = Projection(model, epochs=0).fit(features, LABELS)
-    assert found.score(features, LABELS) == 1
-    assert torch.equal(found.vectors_, start.vectors_)
-    assert not torch.equal(found.matrix_, start.matrix_)
-    assert not found.offset_.any()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    with_head = Projection(model, epochs=20, learning_rate=1e-2, learn_head=True).fit(features, LABELS)
-    assert not torch.equal(with_head.vectors_, start.vectors_)
-    torch.testing.assert_close(found.logits(features), found.logits(colours()))
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_projection_learns_under_every_loss(loss: str, model: Any) -> None:
-    features = image_features(model, colours(), layer="penultimate")
-    found = Projection(model, loss=loss, epochs=20, learning_rate=1e-2).fit(features, LABELS)
-    assert found.score(features, LABELS) == 1
-    assert found.scale_ == (30 if loss == "ldam" else pytest.approx(float(model.log_scale.detach().exp())))
-
-
-def test_a_projection_weighs_pictures(model: Any) -> None:
-    features = image_features(model, colours(), layer="penultimate")
-    weight = np.r_[0.0, np.ones(11)]
-    found = Projection(model, epochs=5).fit(features, ["dog", *LABELS[1:]], sample_weight=weight)
-    without = Projection(model, epochs=5).fit(features.take(np.arange(1, 12)), LABELS[1:])
-    assert torch.equal(found.logits(features), without.logits(features))
-    assert found.counts_.tolist() == [3, 4, 4]
-
-
-class RandomProjection(Projection):
-    """In place of a model: scikit-learn's checks give features of 1 to 20 numbers."""
-
-    needs_model = False
-
-    def _start(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return torch.eye(self.n_features_in_), torch.zeros(self.n_features_in_)
-
-    def _text_rows(self) -> torch.Tensor:
-        return torch.randn(len(self.classes_), self.n_features_in_, generator=torch.Generator().manual_seed(0))
-
-    def _scale(self) -> float:
-        return 10.0
-
-
-def test_a_projection_keeps_scikit_learns_contract() -> None:
-    projection = RandomProjection(epochs=20, learning_rate=0.1, learn_head=True)
-    known = {
-        # as with the decoder: a weight of 2 is not bit by bit what a picture twice is
-        "check_sample_weight_equivalence_on_dense_data": "rows are drawn",
-        "check_methods_subset_invariance": "float32 sums of other batches differ by 1e-7, which the check wants exact",
-        "check_classifiers_train": "its blobs of one number differ in length, which a cosine does not see",
-    }
-    results = check_estimator(projection, on_skip=None, expected_failed_checks=known)
-    assert {result["check_name"] for result in results if result["status"] == "xfail"} <= set(known)
 
 
 # The contract
@@ -502,10 +384,6 @@ def test_bad_input_is_named(model: Any, tmp_path: Path) -> None:
         FineTune(model, **FAST).fit([broken] * 12, LABELS)
     with pytest.raises(ValueError, match="sample_weight must be"):
         FineTune(model).fit(pictures(), LABELS, sample_weight=-np.ones(12))
-    with pytest.raises(ValueError, match="Projection reads penultimate features, X holds projected ones"):
-        Projection(model).fit(ImageFeatures(torch.randn(12, 8)), LABELS)
-    with pytest.raises(ValueError, match="the features have 8 numbers and the model's projection reads"):
-        Projection(model).fit(np.ones((12, 8)), LABELS)
 
 
 # Commands and grids

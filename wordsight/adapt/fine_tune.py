@@ -3,7 +3,8 @@
 The model is never changed: what learns is a twin of its image tower, which holds copies of what learns and shares the rest. The
 twin stays in evaluation mode: batch norms keep their statistics, nothing is dropped.
 
-Settings as published: end to end WiSE-FT's (arXiv 2109.01903, appendix), LoRA CLIP-LoRA's (arXiv 2405.18541) but for its dropout.
+Optimizer, rate and epochs of "full" are those of WiSE-FT (arXiv 2109.01903), rank, alpha and rate of "lora" CLIP-LoRA's (arXiv
+2405.18541): for large published models. Small ones learn little at such rates.
 
 Shape legend: N pictures, B a batch, K crops, S image side in pixels, C classes, D width of what the head reads.
 """

@@ -1,5 +1,5 @@
 """LIFT: a frozen vision transformer with small adapters, a head that starts from text, and logits adjusted to the classes' counts
-(arXiv 2309.10019, sections 4 and 5).
+(arXiv 2309.10019).
 
 It is `FineTune` with the published settings. Its program differs in that it decays vectors too, steps the cosine once an epoch,
 and resizes pictures to 8/7 of the tower's side where it takes one crop.

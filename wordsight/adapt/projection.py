@@ -88,7 +88,7 @@ class Projection(AdaptedClassifier):
         scale: float | None = None,
         epochs: float = 50,
         batch_size: int = 128,
-        learning_rate: float = 1e-4,
+        learning_rate: float = 1e-3,
         momentum: float = 0.9,
         weight_decay: float = 0.1,
         optimizer: str = "adamw",

@@ -1,4 +1,4 @@
-"""WiSE-FT: the weights between the zero-shot classifier's and a fine-tuned one's (arXiv 2109.01903, section 3).
+"""WiSE-FT: the weights between the zero-shot classifier's and a fine-tuned one's (arXiv 2109.01903).
 
 theta(alpha) = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned, for the image tower and the head alike; alpha = 0 is the
 zero-shot classifier and alpha = 1 the fine-tuned one. Of LoRA it is the merged matrices that are interpolated, of AdaptFormer the

@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP of every block (arXiv 2205.13535, section 3.2), as LIFT has it (arXiv 2309.10019).
+"""AdaptFormer: a bottleneck beside the MLP of every block (arXiv 2205.13535), as LIFT has it (arXiv 2309.10019).
 
 LIFT's bottleneck reads the residual stream through a norm of its own, and its scale learns from 1 on.
 

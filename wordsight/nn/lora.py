@@ -1,6 +1,7 @@
 """LoRA: a matrix of low rank is learned beside one that stands still (arXiv 2106.09685, section 4.1).
 
-Here beside queries, keys and values of every block of an image tower, as CLIP-LoRA has it (arXiv 2405.18541, section 4).
+Here beside queries, keys and values of every block of an image tower, as CLIP-LoRA has it (arXiv 2405.18541; its program divides
+alpha by the root of R, adapts the text tower too, and has dropout).
 
 Shape legend: B batch, T tokens, W width, R rank.
 """
