@@ -27,6 +27,7 @@ BENCHMARKS = (
     "few_shot",
     "prompt_learning",
     "token_cache",
+    "retrieval_scale",
     "quickstart",
 )
 DOCS = Path(__file__).parent.parent / "docs"

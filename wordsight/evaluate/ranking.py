@@ -13,8 +13,10 @@ stripe, W columns of its flags, P pairs, K cut-offs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from wordsight.evaluate.sharing import ALONE, Processes, own_pieces, together
 
 STRIPE = 64  # rows of a tile that are counted at once: with 8,192 columns 2 MiB of scores, which stay in a processor's cache
 WORDS = 128  # 8 flags are added at once, in bytes that hold up to 255
-ROWS_AT_ONCE = 8192  # vectors held as float64
-CROWDED = 64  # where more than one in so many scores of a stripe is open, all of it is computed again: they lie close together
+ROWS_AT_ONCE = 2048  # vectors looked at together
+PAIRS_AT_ONCE = 512  # vectors held as float64 on either side: 2 MiB at D = 512, which stay in a processor's cache
+CROWDED = 32  # where more than one in so many scores of a stripe is open, all of it is computed again: they lie close together
 MOST = 1e37  # |x| |y| beyond which float32 products may overflow
 
 
@@ -75,9 +78,9 @@ def rank_both(
 
     def work() -> tuple[np.ndarray, np.ndarray]:
         tile = torch.empty(min(image_block, len(images_ND)) * min(text_block, len(texts_MD)))
-        with _exact_float32():
+        with _exact_float32(), ThreadPoolExecutor(torch.get_num_threads(), "wordsight-rank") as pool:
             for k in own_pieces(world, len(starts)):
-                _count_block(of_images, of_texts, slice(starts[k], starts[k] + image_block), text_block, tile)
+                _count_block(of_images, of_texts, slice(starts[k], starts[k] + image_block), text_block, tile, pool)
         return of_images.counts_2Q, of_texts.counts_2Q
 
     found = together(world, work)
@@ -131,75 +134,92 @@ class _Side:
     @classmethod
     def of(cls, vectors_QD: Tensor, candidates_CD: Tensor, groups: Tensor, candidate_groups: Tensor) -> _Side:
         answers = Answers(groups, candidate_groups)
-        best_Q, bound_Q = torch.full((len(vectors_QD),), torch.inf), torch.zeros(len(vectors_QD), dtype=torch.float64)
+        best_Q, bound_Q = np.full(len(vectors_QD), -np.inf, np.float32), np.zeros(len(vectors_QD))
         terms, unit = vectors_QD.shape[1] + 4, 2.0**-24  # four more for rounding the two exact scores, and for the bound itself
         largest = _largest(candidates_CD) * terms * unit / (1 - terms * unit)
         for rows in torch.arange(len(vectors_QD)).split(ROWS_AT_ONCE):
-            asking = rows[answers.count_Q[rows] > 0]
-            if len(asking):
-                best_Q[asking] = answers.best_scores(asking, vectors_QD, candidates_CD)
+            queries_P, candidates_P = (index.numpy() for index in answers.pairs(rows))
+            queries_P = rows.numpy()[queries_P]
+            scores_P = _exact_scores(vectors_QD.numpy(), candidates_CD.numpy(), queries_P, candidates_P)
+            np.maximum.at(best_Q, queries_P, scores_P)
             # and what products lose that are too small for float32
-            bound_Q[rows] = vectors_QD[rows].double().norm(dim=1) * largest + terms * 2.0**-126
-        low_Q = np.nextafter((best_Q - bound_Q).numpy().astype(np.float32), np.float32(-np.inf))
-        high_Q = np.nextafter((best_Q + bound_Q).numpy().astype(np.float32), np.float32(np.inf))
-        low_Q[~np.isfinite(best_Q.numpy())] = np.inf
-        counts_2Q = np.zeros((2, len(vectors_QD)), np.int64)
-        return cls(vectors_QD, candidates_CD, answers, best_Q.numpy(), low_Q, high_Q, counts_2Q)
+            bound_Q[rows.numpy()] = vectors_QD[rows].double().norm(dim=1).numpy() * largest + terms * 2.0**-126
+        best_Q[np.isneginf(best_Q)] = np.inf
+        low_Q = np.nextafter((best_Q - bound_Q).astype(np.float32), np.float32(-np.inf))
+        high_Q = np.nextafter((best_Q + bound_Q).astype(np.float32), np.float32(np.inf))
+        low_Q[np.isinf(best_Q)] = np.inf
+        return cls(vectors_QD, candidates_CD, answers, best_Q, low_Q, high_Q, np.zeros((2, len(vectors_QD)), np.int64))
 
-    def settle(self, queries_P: np.ndarray, candidates_P: np.ndarray) -> None:
-        """Count the pairs that a tile has left open."""
-        for start in range(0, len(queries_P), ROWS_AT_ONCE):
-            queries, candidates = (index[start : start + ROWS_AT_ONCE] for index in (queries_P, candidates_P))
-            left_PD = self.vectors_QD[torch.from_numpy(queries)].double()
-            score_P = (left_PD * self.candidates_CD[torch.from_numpy(candidates)].double()).sum(1).float().numpy()
-            best_P = self.best_Q[queries]
-            for counts_Q, counted_P in zip(self.counts_2Q, (score_P > best_P, score_P == best_P), strict=True):
-                np.add.at(counts_Q, queries[counted_P], 1)
+    def settle(self, queries_P: np.ndarray, candidates_P: np.ndarray, counts_2Q: np.ndarray, first: int) -> None:
+        """Count the pairs that a stripe has left open, in the counts of the queries from `first` on."""
+        score_P = _exact_scores(self.vectors_QD.numpy(), self.candidates_CD.numpy(), queries_P, candidates_P)
+        best_P = self.best_Q[queries_P]
+        for counts_Q, counted_P in zip(counts_2Q, (score_P > best_P, score_P == best_P), strict=True):
+            np.add.at(counts_Q, queries_P[counted_P] - first, 1)
 
 
-def _count_block(of_images: _Side, of_texts: _Side, rows: slice, text_block: int, tile: Tensor) -> None:
+def _exact_scores(left_QD: np.ndarray, right_CD: np.ndarray, left_P: np.ndarray, right_P: np.ndarray) -> np.ndarray:
+    """Inner products [P] of pairs in float32, summed in float64 first, as `metrics.score_block` gives them."""
+    score_P = np.empty(len(left_P), np.float32)
+    for start in range(0, len(left_P), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        left_PD, right_PD = left_QD[left_P[part]].astype(np.float64), right_CD[right_P[part]].astype(np.float64)
+        score_P[part] = np.einsum("pd,pd->p", left_PD, right_PD)
+    return score_P
+
+
+def _count_block(of_images: _Side, of_texts: _Side, rows: slice, text_block: int, tile: Tensor, pool: Executor) -> None:
     """Count all pairs of a block of pictures, for both sides."""
     images_RD = of_images.vectors_QD[rows]
     right_rows, right_columns = of_images.answers.pairs(torch.arange(rows.start, rows.start + len(images_RD)))
+    workers = torch.get_num_threads()
     for start in range(0, len(of_texts.vectors_QD), text_block):
         texts_CD = of_texts.vectors_QD[start : start + text_block]
         size = len(images_RD) * len(texts_CD)
         scores_RC = torch.mm(images_RD, texts_CD.T, out=tile[:size].view(len(images_RD), len(texts_CD)))
         here = (right_columns >= start) & (right_columns < start + len(texts_CD))
         scores_RC[right_rows[here], right_columns[here] - start] = -torch.inf  # only the others can be before it
-        _count_tile(of_images, of_texts, scores_RC.numpy(), rows.start, start)
+        count = partial(_count_stripes, of_images, of_texts, scores_RC.numpy(), rows.start, start)
+        stripes = range(0, len(images_RD), STRIPE)
+        for counts_2C in pool.map(count, [stripes[i::workers] for i in range(workers)]):
+            of_texts.counts_2Q[:, start : start + len(texts_CD)] += counts_2C
 
 
-def _count_tile(of_images: _Side, of_texts: _Side, scores_RC: np.ndarray, first_row: int, first_column: int) -> None:
-    """Count the scores of a tile, right pairs of which are -inf, for its pictures and for its texts."""
+def _count_stripes(
+    of_images: _Side, of_texts: _Side, scores_RC: np.ndarray, first_row: int, first_column: int, stripes: range
+) -> np.ndarray:
+    """Count some stripes of a tile, right pairs of which are -inf: the pictures' counts in place, for no other has these rows.
+
+    Returns:
+        The texts' counts [2, C].
+    """
     num_columns = scores_RC.shape[1]
     width = -(-num_columns // (8 * WORDS)) * 8 * WORDS
     higher_SW, open_SW = np.zeros((2, STRIPE, width), bool)
     columns = slice(first_column, first_column + num_columns)
-    for start in range(0, len(scores_RC), STRIPE):
+    counts_2C = np.zeros((2, num_columns), np.int64)
+    for start in stripes:
         stripe_SC = scores_RC[start : start + STRIPE]
         size = len(stripe_SC)
         rows = slice(first_row + start, first_row + start + size)
-        for side, asked in ((of_images, rows), (of_texts, columns)):
-            is_rows = side is of_images
-            lift = np.s_[:, None] if is_rows else np.s_[None, :]
-            count = _count_rows if is_rows else _count_columns
+        for side, asked, counts_2 in ((of_images, rows, of_images.counts_2Q[:, rows]), (of_texts, columns, counts_2C)):
+            count, axis = (_count_rows, 1) if side is of_images else (_count_columns, 0)
             higher, unsure = higher_SW[:size, :num_columns], open_SW[:size, :num_columns]
-            np.greater(stripe_SC, side.high_Q[asked][lift], out=higher)
-            np.greater_equal(stripe_SC, side.low_Q[asked][lift], out=unsure)
+            np.greater(stripe_SC, np.expand_dims(side.high_Q[asked], axis), out=higher)
+            np.greater_equal(stripe_SC, np.expand_dims(side.low_Q[asked], axis), out=unsure)
             np.not_equal(unsure, higher, out=unsure)  # not surely lower and not surely higher
             at_P = np.flatnonzero(open_SW[:size])
             if len(at_P) * CROWDED > stripe_SC.size:
                 exact_SC = score_block(of_images.vectors_QD[rows], of_texts.vectors_QD[columns]).numpy()
                 exact_SC[np.isneginf(stripe_SC)] = -np.inf
-                np.greater(exact_SC, side.best_Q[asked][lift], out=higher)
-                np.equal(exact_SC, side.best_Q[asked][lift], out=unsure)
-                side.counts_2Q[1, asked] += count(open_SW[:size])[: asked.stop - asked.start]
+                np.greater(exact_SC, np.expand_dims(side.best_Q[asked], axis), out=higher)
+                np.equal(exact_SC, np.expand_dims(side.best_Q[asked], axis), out=unsure)
+                counts_2[1] += count(open_SW[:size])[: counts_2.shape[1]]
             elif len(at_P):
-                rows_P, columns_P = np.divmod(at_P, width)
-                pairs = rows_P + rows.start, columns_P + columns.start
-                side.settle(*(pairs if is_rows else pairs[::-1]))
-            side.counts_2Q[0, asked] += count(higher_SW[:size])[: asked.stop - asked.start]
+                pair = at_P // width + rows.start, at_P % width + columns.start
+                side.settle(*(pair if side is of_images else pair[::-1]), counts_2, asked.start)
+            counts_2[0] += count(higher_SW[:size])[: counts_2.shape[1]]
+    return counts_2C
 
 
 def _count_rows(flags_SW: np.ndarray) -> np.ndarray:
