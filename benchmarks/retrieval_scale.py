@@ -5,8 +5,8 @@ the same tiles of scores in float32 and throws them away: nobody can be faster. 
 scores lie amid all others, where most scores are open within the products' error. Both are measured in processor seconds on one
 thread, the peer one half before and one half after, so that what runs beside matters little; all of it goes on several threads.
 
-`python -m benchmarks.retrieval_scale --json OUT` writes the rows. WORDSIGHT_RETRIEVAL_SHARE=1 takes all 100,000 pictures (an hour
-of one core), by default a fifth of them; the texts are always 500,000.
+`python -m benchmarks.retrieval_scale --json OUT` writes the rows. WORDSIGHT_RETRIEVAL_SHARE=1 takes all 100,000 pictures
+(twenty minutes of one core), by default a fifth of them; the texts are always 500,000.
 """
 
 from __future__ import annotations
