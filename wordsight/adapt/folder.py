@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from wordsight.evaluate.results import read_json, write_atomically
-from wordsight.train.checkpoint import sync_folder
+from wordsight.train.checkpoint import DISK_FULL, sync_folder
 from wordsight.train.distributed import World
 from wordsight.train.log import describe_environment
 from wordsight.train.recipe import differences
@@ -57,12 +58,13 @@ class AdaptFolder:
 
         Raises:
             ValueError: another process holds it, or it has a run of other settings, or files that are no run of adapt.
+            OSError: the disk is full; what is done stays, and the same call goes on from it.
         """
         if not (self.path / "settings.json").exists() and any(
             (self.path / name).exists() for name in ("recipe.json", "classifier")
         ):
             raise ValueError(f"{self.path} holds something else than a run of {self.command}: choose another --run")
-        with hold(self.path, "adapting into"):
+        with _naming_a_full_disk(self.path), hold(self.path, "adapting into"):
             self._check(settings)
             self._tidy()
             yield
@@ -148,6 +150,25 @@ class AdaptFolder:
     def write(self, name: str, value: Any) -> None:
         """A JSON file of the folder, whole or not at all."""
         write_atomically(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def _naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """The system's words for a full disk name no place, and safetensors has an error of its own for it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number not in DISK_FULL or (isinstance(error, OSError) and error.strerror != os.strerror(number)):
+            raise
+        raise OSError(
+            number,
+            f"no room in {folder} ({os.strerror(number)}): what is done there is whole and stays; make room, and run the same "
+            "again: it goes on from there",
+        ) from error
 
 
 def _plain(key: str) -> str:
