@@ -190,7 +190,7 @@ def test_every_loss_learns(loss: str, model: Any) -> None:
     labels = ["cat"] * 8 + ["dog"] * 3 + ["eel"]
     base = colours(3)
     given = [base[CLASSES.index(label)] for label in labels]
-    found = FineTune(model, part="last", loss=loss, **{**FAST, "epochs": 20}).fit(given, labels)
+    found = FineTune(model, part="last", loss=loss, warmup_steps=3, **{**FAST, "epochs": 20}).fit(given, labels)
     assert found.score(given, labels) == 1
     assert found.counts_.tolist() == [8, 3, 1]
     assert found.scale_ == (30 if loss == "ldam" else pytest.approx(float(model.log_scale.detach().exp())))
@@ -345,7 +345,8 @@ def test_a_file_that_does_not_fit_is_named(model: Any, tmp_path: Path) -> None:
         ({"num_views": -1}, "num_views must be a whole number of at least 0, got -1"),
         ({"keep_mb": -1}, "keep_mb must be a number of at least 0"),
         ({"min_crop": 0}, "scale must be two shares"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"warmup_steps": 8}, "warmup_steps must be 0 to 7 with steps=8, got 8"),
         ({"optimizer": "lion"}, "optimizer must be one of nesterov, sgd, adamw, got 'lion'"),
         ({"loss": "hinge"}, "loss must be one of cross_entropy"),
         ({"loss": "ldam", "head": "linear"}, "margins between cosines: use head='cosine'"),

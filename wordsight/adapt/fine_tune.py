@@ -265,13 +265,12 @@ class FineTune(AdaptedClassifier):
         for name in ("num_views", "expand_px"):
             if getattr(self, name) is not None:
                 number(self, name, 0, whole=True)
-        self._schedule(1)
+        number(self, "batch_size", 1, whole=True)
         step_loss(self.loss, torch.ones(2), steps=1, head_scale=self._cosine_scale())
 
     def _schedule(self, num_pictures: int) -> Schedule:
-        steps = math.ceil(self.epochs * num_pictures / self.batch_size) if self.batch_size > 0 else 0
         return Schedule(
-            steps=steps,
+            steps=math.ceil(self.epochs * num_pictures / self.batch_size),
             batch_size=self.batch_size,
             learning_rate=RATES[self.part] if self.learning_rate is None else self.learning_rate,
             momentum=self.momentum,
