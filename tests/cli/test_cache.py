@@ -14,9 +14,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import wordsight
+from tests.evaluate.conftest import COLOURS, picture
 from wordsight.adapt import cache_tokens, image_features
 from wordsight.cli.cache import command, parse_size
-from wordsight.evaluate import part_files
+from wordsight.evaluate import embedding, part_files
 
 DAY_S = 86400
 
@@ -172,3 +173,31 @@ def test_wrong_usage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("text", "size"), [("500M", 5e8), ("20GB", 2e10), ("1.5 t", 1.5e12), ("7", 7), ("3k", 3e3)])
 def test_sizes(text: str, size: float) -> None:
     assert parse_size(text) == size
+
+
+def test_evaluate_keeps_features_where_it_is_told_and_asks_no_tower_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wordsight.cli.evaluate import command as evaluate
+
+    monkeypatch.chdir(tmp_path)
+    wordsight.save(wordsight.create("clip-tiny"), tmp_path / "tiny")
+    lines = []
+    for i, colour in enumerate(COLOURS):
+        (tmp_path / f"{i}.png").write_bytes(picture(COLOURS[colour]))
+        lines.append(json.dumps({"path": f"{i}.png", "caption": f"all {colour}", "label": colour}))
+    (tmp_path / "toys.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = ["tiny", "--data", "toys.jsonl", "--run"]
+    assert CliRunner().invoke(evaluate, [*words, "plain"]).exit_code == 0
+    assert not list(tmp_path.rglob("*.features")), "nothing is kept unless a folder is named"
+    assert CliRunner().invoke(evaluate, [*words, "first", "--cache", "kept"]).exit_code == 0
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("the tower is asked")
+
+    monkeypatch.setattr(embedding, "encoder", lambda model, layer: never)
+    monkeypatch.setenv("WORDSIGHT_CACHE", "kept")
+    done = CliRunner().invoke(evaluate, [*words, "second"])
+    assert done.exit_code == 0, done.output
+    assert len({(tmp_path / run / "results.json").read_bytes() for run in ("plain", "first", "second")}) == 1
+    assert [(row["layer"], row["pictures"]) for row in rows(tmp_path)] == [("projected", len(COLOURS))]
