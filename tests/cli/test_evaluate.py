@@ -67,7 +67,9 @@ def test_json_is_for_programs_and_runs_repeat(place: Path, monkeypatch: pytest.M
 def test_figures_by_reduced_decoding_stand_beside_the_exact_ones(place: Path, tmp_path: Path) -> None:
     (tmp_path / "val" / "woman").mkdir(parents=True)
     shutil.copy(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False), tmp_path / "val" / "woman")
+    (tmp_path / "classes.txt").write_text("woman\nship\n", encoding="utf-8")
     words = [str(place / "tiny"), "--data", str(tmp_path / "val"), "--task", "zero_shot", "--run", str(tmp_path / "run")]
+    words += ["--classes", str(tmp_path / "classes.txt")]
     for more in ([], ["--reduced-decode"], ["--reduced-decode", "--workers", "1"]):
         done = CliRunner().invoke(command, [*words, *more])
         assert done.exit_code == 0, done.output

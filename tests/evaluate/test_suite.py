@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from tests.evaluate.conftest import COLOURS, ColourModel, picture
 from wordsight.evaluate import Retrieval, ZeroShot
 from wordsight.evaluate.folders import hold
 from wordsight.evaluate.kept import read_kept
+from wordsight.evaluate.probing import Ridge
 from wordsight.evaluate.results import Finding, fingerprint
 from wordsight.evaluate.suite import Candidate, SuiteItem, duration, image_gflops, run_suite, settings_of
 from wordsight.evaluate.suites import open_suite
@@ -230,3 +232,23 @@ def test_operations_of_the_image_tower_by_hand() -> None:
 
 def test_durations_in_words() -> None:
     assert [duration(s) for s in (3.21, 240, 9000)] == ["3.2 s", "4 min", "2.5 h"]
+
+
+def test_a_probe_gets_its_parts_at_its_layer(tmp_path: Path) -> None:
+    """Train and test of a mapping, embedded with penultimate features; the figures are those of the test part."""
+    draw = torch.Generator().manual_seed(0)
+    for part, count in (("train", 30), ("test", 20)):
+        rows = torch.nn.functional.normalize(torch.randn(count, 6, generator=draw), dim=1)
+        labels = ["even" if row[0] > 0 else "odd" for row in rows]
+        vectors(tmp_path / f"{part}.npy", rows, labels)
+    data = {"train": tmp_path / "train.npy", "test": tmp_path / "test.npy"}
+    item = SuiteItem(name="ridge", evaluator=Ridge(), data=data, dataset="halves", split="test")
+    (measured,) = run_suite([item], [candidate(wordsight.create("clip-tiny"))], tmp_path / "run").measured
+    assert measured[1].metrics["top1"].count == 20
+    assert measured[1].metrics["top1"].value > 0.7
+    assert "penultimate features" in measured[1].protocol
+
+
+def vectors(path: Path, rows: torch.Tensor, labels: list[str]) -> None:
+    np.save(path, rows.numpy())
+    path.with_name(f"{path.name}.labels.txt").write_text("\n".join(labels) + "\n")

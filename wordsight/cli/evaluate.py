@@ -235,6 +235,7 @@ def _measure(
     table: bool,
 ) -> list[dict[str, Any]]:
     """The records of one data set; the main process writes and prints them."""
+    from wordsight.data.features_in import VectorSource
     from wordsight.evaluate import Judgement, embed_source, name_data, write_examples, write_results
     from wordsight.evaluate.kept import folder_name, kept_of, write_kept
     from wordsight.evaluate.prompt_study_report import write_study_plots
@@ -261,7 +262,8 @@ def _measure(
             kept = kept_of(judgement, data=data, split=part, model=about)
             write_kept(folder / "findings" / folder_name(kept), kept)
             if isinstance(judgement, Judgement):
-                write_examples(folder, judgement, data, part, command=again)
+                if not isinstance(embedded.source, VectorSource):  # which has no pictures to show
+                    write_examples(folder, judgement, data, part, command=again)
             else:
                 write_study_plots(folder, kept)
             if table:
@@ -304,6 +306,7 @@ def _study(wording: Wording, progress: bool) -> PromptStudy:
 def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: World) -> list[Judgement | Finding]:
     """The measurements that are asked for; "all" leaves out what the data have no labels or captions for, and says so."""
     from wordsight.evaluate import Retrieval, ZeroShot
+    from wordsight.evaluate.published import own_classes
 
     has = {"zero_shot": any(label is not None for label in embedded.labels), "retrieval": any(embedded.captions)}
     if embedded.bad and world.is_main:
@@ -321,7 +324,7 @@ def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: 
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
     evaluators: dict[str, ZeroShot | Retrieval] = {
         "zero_shot": ZeroShot(
-            classes=wording.classes,
+            classes=wording.classes if wording.classes is not None else own_classes(embedded.source),
             prompts=wording.prompts or "simple",
             ensemble="probabilities" if wording.ensemble == "probabilities" else "embeddings",
             glosses=wording.glosses,

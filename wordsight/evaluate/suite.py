@@ -20,7 +20,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from wordsight.data.features_in import VectorSource
 from wordsight.evaluate.embedding import Embedded, embed_source
+from wordsight.evaluate.feature_cache import Layer
 from wordsight.evaluate.folders import hold
 from wordsight.evaluate.kept import Kept, kept_of, read_kept, write_kept
 from wordsight.evaluate.results import Finding, Judgement, fingerprint, name_data, write_atomically
@@ -37,7 +39,8 @@ class SuiteItem:
         evaluator: an object with `judge(model, data) -> Judgement | Finding`; without `data`, `judge(model)`, for one that makes
             its samples itself. Where `judge` takes `batch_size`, `progress` or `cache` it gets them.
         data: what it is measured on: all that `wordsight.data.open_source` takes. Pictures are embedded once for all
-            consecutive items of the same data.
+            consecutive items of the same data. Where `judge` wants several parts (a probe's train and test), their names with
+            the data of each, which are embedded at the evaluator's `layer`.
         dataset, split: the names in the figures, where those of `data` (`name_data`) are not wanted; with neither, the item's
             name and "all".
         metric: the figure that stands for the item in tables and plots; None: the first.
@@ -47,7 +50,7 @@ class SuiteItem:
 
     name: str
     evaluator: Any
-    data: str | Path | None = None
+    data: str | Path | Mapping[str, str | Path] | None = None
     dataset: str | None = None
     split: str | None = None
     metric: str | None = None
@@ -69,7 +72,10 @@ class SuiteItem:
         """(data, split) of the figures."""
         if self.data is None:
             return self.dataset or self.name, self.split or "all"
-        data, split = name_data(str(self.data), self.split)
+        judged = self.data
+        if isinstance(judged, Mapping):
+            judged = judged.get("test", list(judged.values())[-1])
+        data, split = name_data(str(judged), self.split)
         return self.dataset or data, split
 
 
@@ -197,7 +203,8 @@ class _Work:
 
     def _item(self, model: Any, about: Mapping[str, Any], item: SuiteItem, order: int, folder: Path) -> None:
         head = f"[{self._step} of {self.total}] {about['name']} · {item.name}"
-        asked = _digest([about["weights"], settings_of(item), [_stamp(item.data), *(_stamp(path) for path, _ in item.needs)]])
+        read = [*(item.data.values() if isinstance(item.data, Mapping) else [item.data]), *(path for path, _ in item.needs)]
+        asked = _digest([about["weights"], settings_of(item), list(map(_stamp, read))])
         try:
             kept = read_kept(folder)
         except ValueError as error:
@@ -226,30 +233,35 @@ class _Work:
 
     def _judge(self, model: Any, item: SuiteItem) -> Judgement | Finding:
         takes = inspect.signature(item.evaluator.judge).parameters
-        given = {"batch_size": self.batch_size, "progress": self.progress, "cache": self.cache}
-        options = {name: value for name, value in given.items() if name in takes}
-        if item.data is None:
-            found: Judgement | Finding = item.evaluator.judge(model, **options)
-        else:
-            found = item.evaluator.judge(model, self._embed(model, item.data), **options)
+        known: dict[str, Any] = {"batch_size": self.batch_size, "progress": self.progress, "cache": self.cache}
+        options = {name: value for name, value in known.items() if name in takes}
+        given: list[Any] = []
+        if isinstance(item.data, Mapping):
+            layer: Layer = getattr(item.evaluator, "layer", "projected")
+            options |= {part: self._embed_now(model, data, layer) for part, data in item.data.items()}
+        elif item.data is not None:
+            given.append(self._embed(model, item.data))
+        found: Judgement | Finding = item.evaluator.judge(model, *given, **options)
         return found
 
     def _embed(self, model: Any, data: str | Path) -> Embedded:
         """The pictures as vectors; those of the last data are at hand still."""
         if self._embedded is None or self._embedded[0] is not model or self._embedded[1] != data:
             self._embedded = None  # frees it before the next one comes
-            more: dict[str, Any] = {} if self.cache is None else {"cache": self.cache}
-            embedded = embed_source(
-                model,
-                data,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                max_bad_share=self.max_bad_share,
-                progress=self.progress,
-                **more,
-            )
-            self._embedded = model, data, embedded
+            self._embedded = model, data, self._embed_now(model, data, "projected")
         return self._embedded[2]
+
+    def _embed_now(self, model: Any, data: str | Path, layer: Layer) -> Embedded:
+        return embed_source(
+            model,
+            data,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            max_bad_share=self.max_bad_share,
+            progress=self.progress,
+            cache=self.cache,
+            layer=layer,
+        )
 
     def _fail(self, model: str, item: str, folder: Path, error: Exception, head: str) -> None:
         """Write an item's error down in the place of its figures."""
@@ -265,7 +277,7 @@ class _Work:
         from wordsight.data.errors import BadSampleError
         from wordsight.evaluate.examples import write_examples
 
-        if isinstance(found, Judgement):
+        if isinstance(found, Judgement) and not isinstance(found.embedded.source, VectorSource):
             try:
                 write_examples(folder, found, kept.data, kept.split)
             except (BadSampleError, OSError) as error:

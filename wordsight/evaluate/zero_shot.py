@@ -200,7 +200,7 @@ def ask(classes: Classes | None, glosses: Glosses | None, embedded: Embedded) ->
     """Classes, and which of them each labelled picture is.
 
     Raises:
-        ValueError: no picture has a label, or one that is no class; or see `prompt_sets`.
+        ValueError: no picture has a label, or one that is no class, or there is one class alone; or see `prompt_sets`.
     """
     labels = {label for label in embedded.labels if label is not None}
     if not labels:
@@ -210,6 +210,11 @@ def ask(classes: Classes | None, glosses: Glosses | None, embedded: Embedded) ->
         )
     chosen = read_classes(sorted(labels) if classes is None else classes)
     place, how = places_of(labels, chosen)
+    if len(chosen.classes) == 1:
+        raise ValueError(
+            f"one class alone, {chosen.classes[0]!r}: choosing among one is no question; give all that there are to choose from "
+            "(classes)"
+        )
     if glosses is not None:
         chosen = with_glosses(chosen, read_glosses(glosses))
     rows = [row for row, label in enumerate(embedded.labels) if label is not None]
