@@ -11,7 +11,7 @@ from tests.evaluate.conftest import COLOURS, ColourModel
 from wordsight.data import open_source
 from wordsight.data.few_shot import label_source
 from wordsight.data.transform import Preprocess
-from wordsight.evaluate.corruption_error import ALEXNET, Corruptions, baseline_of, corruption_metrics
+from wordsight.evaluate.corruption_error import ALEXNET, Corruptions, _at_size, baseline_of, corruption_metrics
 from wordsight.evaluate.corruptions import COMMON
 
 Folder = Callable[..., Path]
@@ -93,6 +93,31 @@ def test_evaluator_from_pictures_to_figures(colour_folder: Folder) -> None:
     ).judge(model, str(root))
     assert against_itself.metrics["mCE"].value == pytest.approx(200 * against_itself.metrics["mean_error"].value)
     assert baseline_of(found)["clean"] == 0.0
+
+
+def test_one_size_for_all_models(colour_folder: Folder) -> None:
+    """Corrupted before the model's own resize, models of other sizes see the same pictures."""
+    root = colour_folder({"red": 4, "green": 4, "blue": 4})
+    small, large = Preprocessed(), Preprocessed()
+    large.preprocessor = Preprocess(image_size_px=16, resize="squash", mean=(0.4, 0.4, 0.4), std=(1.0, 1.0, 1.0))
+    asked = Corruptions(kinds=("gaussian_noise",), severities=(5,), size_px=64, prompts="name")
+    first, second = (asked.judge(model, str(root)) for model in (small, large))
+    assert first.protocol == second.protocol
+    assert "of the set for 64 px on pictures of 64 px" in first.protocol
+    assert first.notes == second.notes
+    own = Corruptions(kinds=("gaussian_noise",), severities=(5,), prompts="name")
+    assert own.judge(small, str(root)).protocol != own.judge(large, str(root)).protocol
+    with pytest.raises(ValueError, match="a side in pixels"):
+        Corruptions(size_px=0)
+
+
+def test_published_views() -> None:
+    """At 224 px the middle of 256, below it both sides resized: as torchvision's Resize and CenterCrop did."""
+    draw = np.random.default_rng(0).integers(0, 255, (300, 500, 3), dtype=np.uint8)
+    image = Image.fromarray(draw)
+    expected = image.resize((426, 256), Image.Resampling.BILINEAR).crop((101, 16, 325, 240))
+    np.testing.assert_array_equal(_at_size(image, 224).permute(1, 2, 0).numpy(), np.array(expected))
+    assert _at_size(image, 64).shape == (3, 64, 64)
 
 
 def test_classes_are_those_of_all_pictures_and_drawn_ones_are_fixed(colour_folder: Folder) -> None:

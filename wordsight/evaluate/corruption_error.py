@@ -8,7 +8,9 @@ With E_{k,s} the top-1 error under kind k at severity s, E the error without cor
 in percent. The published baseline is AlexNet on ImageNet-C; it says something of ImageNet alone. Without a baseline there is
 `mean_error`, the plain mean of E_{k,s}.
 
-Pictures are corrupted as the model sees them, after its resize and crop (published: the crop of 224 px).
+Pictures are corrupted as the model sees them, after its resize and crop; or at one size for all models (`size_px`), before it.
+Published are 224 px (the shorter side to 256, bilinear, and the middle) and 64 px (both sides resized, bilinear). Models of
+different sizes are compared at one size only: else they take other settings, and a blur of 3 px is another blur.
 
 Shape legend: N pictures, K kinds, S severities, C classes, D embedding width, H height, W width.
 """
@@ -16,14 +18,16 @@ Shape legend: N pictures, K kinds, S severities, C classes, D embedding width, H
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,7 +36,7 @@ from wordsight.data.errors import BadReport, BadSampleError
 from wordsight.data.few_shot import LabelledSet
 from wordsight.data.loader import run_workers
 from wordsight.data.selection import Selection
-from wordsight.data.transform import Preprocess
+from wordsight.data.transform import Preprocess, shortest_side, to_tensor
 from wordsight.evaluate.corruptions import COMMON, EXTRA, SEVERITIES, corrupt, frost_pictures, severity_size
 from wordsight.evaluate.embedding import _checked, _unit, require_embedder
 from wordsight.evaluate.intervals import bootstrap_interval, share_interval
@@ -74,6 +78,7 @@ class Corruptions:
     Attributes:
         kinds: of `corruptions.COMMON` and `EXTRA`; None: the 15 common ones, without frost where `frost` is None.
         severities: 1 to 5; the published error is over all five.
+        size_px: the size at which pictures are corrupted, before the model's own resize and crop; None: after them.
         frost: the folder of frost's photographs, see `corruptions.frost_pictures`.
         classes: what to choose from; None: the labels of the data, sorted.
         prompts: see `prompts.prompt_templates`; None: those that the model was trained for.
@@ -88,6 +93,7 @@ class Corruptions:
 
     kinds: Sequence[str] | None = None
     severities: Sequence[int] = SEVERITIES
+    size_px: int | None = None
     frost: str | Path | None = None
     classes: Sequence[str] | None = None
     prompts: str | Path | Sequence[str] | None = None
@@ -110,6 +116,8 @@ class Corruptions:
             raise ValueError(f"severities are different ones of 1 to 5, got {list(self.severities)}")
         if self.baseline == "alexnet" and len(self.severities) < len(SEVERITIES):
             raise ValueError(f"AlexNet's errors are means over severities 1 to 5, got {list(self.severities)}")
+        if self.size_px is not None and self.size_px < 1:
+            raise ValueError(f"size_px is a side in pixels, or None for the model's own, got {self.size_px}")
         if self.max_pictures is not None and self.max_pictures < 1:
             raise ValueError(f"max_pictures is 1 or more, or None for all, got {self.max_pictures}")
 
@@ -144,24 +152,19 @@ class Corruptions:
         templates = prompt_templates(prompts)
         source = open_source(str(data)) if isinstance(data, str | Path) else data
         classes = list(self.classes) if self.classes is not None else _classes(source)
-        view = _View.read(model.preprocessor, source.source if isinstance(source, LabelledSet) else source, self)
+        first = model.preprocessor.to_uint8 if self.size_px is None else partial(_at_size, size_px=self.size_px)
+        view = _View.read(first, source.source if isinstance(source, LabelledSet) else source, self)
         targets = torch.tensor(view.targets(classes))
         classes_CD = class_embeddings(model, classes, templates)
         asked = [(CLEAN, 0), *((kind, severity) for kind in self.used for severity in self.severities)]
         right = np.zeros((len(asked), len(targets)), bool)
-        work = _Corrupter(view.pixels_NHW3, self.seed, frost)
+        work = _Corrupter(view.pixels_NHW3, self.seed, frost, model.preprocessor if self.size_px is not None else None)
         for row, batch, pixels in _batches(work, asked, len(targets), self):
             predicted = _predict(model, pixels, classes_CD)
             right[row, batch.start : batch.stop] = (predicted == targets[batch.start : batch.stop]).numpy()
         clean_N, right_KSN = right[0], right[1:].reshape(len(self.used), len(self.severities), -1)
         side = view.pixels_NHW3.shape[1]
-        named = prompts if isinstance(prompts, str | Path) else "given"
-        protocol = (
-            f"zero-shot, {len(classes)} classes, prompts {named} ({len(templates)}); {len(self.used)} kinds "
-            f"({_without(self.used)}), severities {', '.join(map(str, self.severities))} of the set for "
-            f"{severity_size(side, side)} px on crops of {side} px, seed {self.seed}, {len(targets)} of {view.available} pictures"
-            + (f", baseline {self.baseline if isinstance(self.baseline, str) else 'given'}" if baseline else "")
-        )
+        protocol = self._protocol(prompts, len(templates), len(classes), side, f"{len(targets)} of {view.available}")
         probes = [fill(templates[0], name) for name in classes] + [fill(template, classes[0]) for template in templates]
         return Finding(
             task="corruptions",
@@ -177,6 +180,19 @@ class Corruptions:
             table=_table(right_KSN, self.used, self.severities, view.groups),
             notes=_notes(self.used, side, view.skipped),
         )
+
+    def _protocol(self, prompts: Any, templates: int, classes: int, side: int, pictures: str) -> str:
+        named = prompts if isinstance(prompts, str | Path) else "given"
+        what = "crops" if self.size_px is None else "pictures"
+        words = [
+            f"zero-shot, {classes} classes, prompts {named} ({templates}); {len(self.used)} kinds ({_without(self.used)}), severities "
+            f"{', '.join(map(str, self.severities))} of the set for {severity_size(side, side)} px on {what} of {side} px",
+            f"seed {self.seed}",
+            f"{pictures} pictures",
+        ]
+        if self.baseline is not None:
+            words.append(f"baseline {self.baseline if isinstance(self.baseline, str) else 'given'}")
+        return ", ".join(words)
 
 
 def baseline_of(finding: Finding) -> dict[str, float]:
@@ -269,9 +285,18 @@ def _classes(data: LabelledSet | Source) -> list[str]:
     return sorted(labels - {None})  # type: ignore[arg-type]
 
 
+def _at_size(image: Image.Image, size_px: int) -> Tensor:
+    """uint8 [3, size, size] as the published programs view a picture before they corrupt it."""
+    if size_px < 224:
+        return to_tensor(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
+    width, height = shortest_side(image.width, image.height, round(size_px * 256 / 224))
+    left, top = round((width - size_px) / 2), round((height - size_px) / 2)
+    return to_tensor(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + size_px, top + size_px)))
+
+
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The pictures as the model sees them, before it normalises."""
+    """The pictures as they are corrupted."""
 
     pixels_NHW3: np.ndarray
     keys: tuple[str, ...]
@@ -282,7 +307,7 @@ class _View:
     skipped: int
 
     @classmethod
-    def read(cls, preprocess: Preprocess, source: Source, asked: Corruptions) -> _View:
+    def read(cls, view: Callable[[Image.Image], Tensor], source: Source, asked: Corruptions) -> _View:
         """Decode, resize and crop the pictures that are drawn, each once."""
         positions = np.arange(len(source))
         if asked.max_pictures is not None and len(source) > asked.max_pictures:
@@ -291,7 +316,7 @@ class _View:
         pixels: list[np.ndarray] = []
         report = BadReport(0.05, total=len(positions))
         part = Selection(source, positions.tolist())
-        for batch in iterate(part, preprocess.to_uint8, num_workers=asked.num_workers):
+        for batch in iterate(part, view, num_workers=asked.num_workers):
             report.add(len(batch.samples) + len(batch.bad), batch.bad)
             for sample, picture in zip(batch.samples, batch.pixels, strict=True):
                 if sample.label is not None:
@@ -327,12 +352,15 @@ class _Corrupter:
     pixels_NHW3: np.ndarray
     seed: int
     frost: tuple[np.ndarray, ...] | None
+    then: Preprocess | None
 
     def __getitem__(self, request: tuple[str, int, range]) -> Tensor:
         kind, severity, positions = request
         part = self.pixels_NHW3[positions.start : positions.stop]
         if kind != CLEAN:
             part = np.stack([corrupt(picture, kind, severity, seed=self.seed, frost=self.frost) for picture in part])
+        if self.then is not None:
+            return torch.stack([self.then.to_uint8(Image.fromarray(picture)) for picture in part])
         return torch.from_numpy(part).permute(0, 3, 1, 2)
 
 

@@ -300,7 +300,7 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
     items = [
         RobustnessItem(
             name="corruptions-sample",
-            evaluator=Corruptions(severities=(1, 3, 5), max_pictures=200),
+            evaluator=Corruptions(severities=(1, 3, 5), size_px=64, max_pictures=200),  # the pictures' own size
             data="sample:test-twemoji-seen",
         ),
         RobustnessItem(name="vendor-shift", evaluator=VendorShift()),
