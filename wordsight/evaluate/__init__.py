@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from wordsight.evaluate.results import Judgement, name_data, write_results
     from wordsight.evaluate.retrieval import Retrieval
     from wordsight.evaluate.robustness import NaturalShifts, robustness_items
+    from wordsight.evaluate.suite import Candidate, SuiteItem, run_suite
     from wordsight.evaluate.vendor_shift import VendorShift
     from wordsight.evaluate.zero_shot import ZeroShot
 
 _HOMES = {
+    "Candidate": "suite",
     "Corruptions": "corruption_error",
     "Embedded": "embedding",
     "FewShotCurve": "few_shot_curve",
@@ -37,6 +39,7 @@ _HOMES = {
     "PromptStudy": "prompt_study",
     "Retrieval": "retrieval",
     "Ridge": "probing",
+    "SuiteItem": "suite",
     "VendorShift": "vendor_shift",
     "ZeroShot": "zero_shot",
     "class_embeddings": "prompts",
@@ -45,6 +48,7 @@ _HOMES = {
     "prompt_set": "prompt_sets",
     "prompt_templates": "prompts",
     "robustness_items": "robustness",
+    "run_suite": "suite",
     "write_examples": "examples",
     "write_report": "report",
     "write_results": "results",
@@ -52,6 +56,7 @@ _HOMES = {
 
 __all__ = [
     "KNN",
+    "Candidate",
     "Corruptions",
     "Embedded",
     "FewShotCurve",
@@ -65,6 +70,7 @@ __all__ = [
     "PromptStudy",
     "Retrieval",
     "Ridge",
+    "SuiteItem",
     "VendorShift",
     "ZeroShot",
     "class_embeddings",
@@ -73,6 +79,7 @@ __all__ = [
     "prompt_set",
     "prompt_templates",
     "robustness_items",
+    "run_suite",
     "write_examples",
     "write_report",
     "write_results",
