@@ -3,10 +3,12 @@
 - **Shares** (`share_interval`): Wilson's score interval (1927). Samples of one group (captions of an image, drawings of a
   concept) are not independent: their number is divided by the design effect that the groups show (Kish 1965), and the quantile is
   Student's with one degree of freedom less than there are groups, as in clustered surveys (Dean and Pagano 2015).
-- **Means** of any numbers (`bootstrap_interval`): groups are drawn anew, and the percentiles are widened to Student's quantiles
-  and by sqrt(G / (G - 1)) (Hesterberg 2015, "expanded percentile"), without which few groups give too narrow an interval.
-- **Differences** of two models on the same samples (`paired_bootstrap`): the same on the differences, as if one more group had
-  differed, which is what the pseudo-pairs of Agresti and Min (2005) do: two models that agree on 50 samples need not be equal.
+- **Means** of any numbers (`bootstrap_interval`): groups are drawn anew, and what is compared is the mean's distance in its own
+  standard errors (bootstrap-t, Efron 1981), without which few groups give too narrow an interval. Half a group of the usual
+  spread is added to every variance, so that a draw of groups all alike does not make it endless.
+- **Differences** of two models on the same samples (`paired_bootstrap`): percentiles of the differences of groups drawn anew,
+  widened to Student's quantiles and by sqrt(G / (G - 1)) (Hesterberg 2015), as if one more group had differed, which is what the
+  pseudo-pairs of Agresti and Min (2005) do: two models that agree on 50 samples need not be equal.
 - `mcnemar`: the exact test of two models' right and wrong answers.
 
 `studies/coverage.py` measures how often these intervals hold the truth.
@@ -17,7 +19,7 @@ Shape legend: N samples, G groups, R draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,8 @@ import numpy as np
 from wordsight.evaluate.metrics import Z95, wilson_interval
 
 DRAWS = 2000
-DRAWN_AT_ONCE = 1 << 20  # numbers held while groups are drawn anew
+DRAWN_AT_ONCE = 1 << 18  # numbers held while groups are drawn anew
+PART_OF_A_GROUP = 0.5  # see "Means" above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,7 @@ def share_interval(values: Any, groups: Sequence[Hashable] | np.ndarray | None =
 def bootstrap_interval(
     values: Any, groups: Sequence[Hashable] | np.ndarray | None = None, *, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """95% interval of the mean of any numbers: percentiles of means of groups drawn anew, widened to Student's quantiles.
+    """95% interval of the mean of any numbers, by bootstrap-t over groups.
 
     Args:
         values: [N] numbers. For shares near 0 or 1 use `share_interval`: resamples say nothing of what was not seen.
@@ -108,8 +111,20 @@ def bootstrap_interval(
         ValueError: no values, values that are not finite, other lengths, or one group alone.
     """
     sums_G, counts_G = _grouped(_numbers("values", values), groups)
-    means_R = _widened(sums_G, counts_G, draws, np.random.default_rng(seed))
-    return _percentiles(means_R, len(sums_G))
+    mean, number = sums_G.sum() / counts_G.sum(), len(sums_G)
+    residuals_G = sums_G - mean * counts_G
+    squares, added = float((residuals_G**2).sum()), PART_OF_A_GROUP * float((residuals_G**2).mean())
+    if squares == 0:
+        return float(mean), float(mean)
+    ratios = []
+    for drawn in _draws(number, draws, np.random.default_rng(seed)):
+        total, drawn_counts = residuals_G[drawn].sum(1), counts_G[drawn]
+        off = total / drawn_counts.sum(1)  # the draw's mean less the mean
+        drawn_squares = ((residuals_G[drawn] - off[:, None] * drawn_counts) ** 2).sum(1)
+        ratios.append(total / np.sqrt(drawn_squares + added))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    error = math.sqrt(squares + added) / counts_G.sum()
+    return float(mean - high * error), float(mean - low * error)
 
 
 def paired_bootstrap(
@@ -221,18 +236,23 @@ def student(freedom: float) -> float:
 
 def _widened(sums_G: np.ndarray, counts_G: np.ndarray, draws: int, draw: np.random.Generator) -> np.ndarray:
     """[R] means of groups drawn anew, as far from the mean as those of G - 1 degrees of freedom are."""
-    if draws < 100:
-        raise ValueError(f"percentiles of {draws} draws are no interval: draw 100 or more, 2,000 for two digits")
     number = len(sums_G)
     equal = bool((counts_G == counts_G[0]).all())
-    step = max(1, DRAWN_AT_ONCE // number)
     means = []
-    for start in range(0, draws, step):
-        drawn = draw.integers(0, number, (min(step, draws - start), number), dtype=np.int32)
+    for drawn in _draws(number, draws, draw):
         totals = counts_G[0] * number if equal else counts_G[drawn].sum(1)
         means.append(sums_G[drawn].sum(1) / totals)
     mean = sums_G.sum() / counts_G.sum()
     return mean + math.sqrt(number / (number - 1)) * (np.concatenate(means) - mean)
+
+
+def _draws(number: int, draws: int, draw: np.random.Generator) -> Iterator[np.ndarray]:
+    """int32 [R, G], groups drawn anew, some draws at once."""
+    if draws < 100:
+        raise ValueError(f"percentiles of {draws} draws are no interval: draw 100 or more, 2,000 for two digits")
+    step = max(1, DRAWN_AT_ONCE // number)
+    for start in range(0, draws, step):
+        yield draw.integers(0, number, (min(step, draws - start), number), dtype=np.int32)
 
 
 def _percentiles(means_R: np.ndarray, number: int) -> tuple[float, float]:
