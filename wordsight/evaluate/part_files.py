@@ -201,7 +201,8 @@ def _write_checked(path: Path, chunks: Sequence[bytes]) -> None:
     for chunk in chunks:
         digest.update(chunk)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # by chance too: processes of two containers may have one number
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(digest.digest())
