@@ -166,11 +166,24 @@ def read_grouped(
     for column in (picture_column, label_column, *group_columns):
         if column not in columns:
             raise ValueError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
+    pictures, labels = _usable(path, bad, table[picture_column].to_pylist(), table[label_column].to_pylist(), spell)
+    rows = [(PurePosixPath(picture).as_posix(), one[0]) for picture, one in zip(pictures, labels, strict=True)]
+    return GroupedSet(
+        name=name or path.stem,
+        source=ListedSource(Path(root) if root is not None else path.parent, rows),
+        labels=tuple(labels),
+        classes=tuple(sorted({label for one in labels for label in one})),
+        groups={column: tuple(_group(cell) for cell in table[column].to_pylist()) for column in group_columns},
+    )
+
+
+def _usable(
+    path: Path, bad: Sequence[BadSample], paths: Sequence[Any], cells: Sequence[Any], spell: Callable[[str], str]
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Each row's path and labels, or an error that lists the rows that can't be used."""
     problems = [f"{one.key} {one.reason}" for one in bad]
     pictures, labels, seen = [], [], set()
-    for number, (picture, cell) in enumerate(
-        zip(table[picture_column].to_pylist(), table[label_column].to_pylist(), strict=True), 1
-    ):
+    for number, (picture, cell) in enumerate(zip(paths, cells, strict=True), 1):
         one = tuple(dict.fromkeys(spell(label) for label in _labels(cell)))
         text = "" if picture is None else str(picture).strip()
         if not text or not one:
@@ -187,14 +200,7 @@ def read_grouped(
         raise ValueError(f"{path} has {len(problems)} rows that can't be used:{first}\nMend or remove them.")
     if not pictures:
         raise ValueError(f"{path} has no rows under its column names")
-    rows = [(PurePosixPath(picture).as_posix(), one[0]) for picture, one in zip(pictures, labels, strict=True)]
-    return GroupedSet(
-        name=name or path.stem,
-        source=ListedSource(Path(root) if root is not None else path.parent, rows),
-        labels=tuple(labels),
-        classes=tuple(sorted({label for one in labels for label in one})),
-        groups={column: tuple(_group(cell) for cell in table[column].to_pylist()) for column in group_columns},
-    )
+    return pictures, labels
 
 
 def _complete(name: str, title: str, root: str | Path) -> tuple[tuple[Path, str], ...]:

@@ -184,9 +184,10 @@ class Corruptions:
     def _protocol(self, prompts: Any, templates: int, classes: int, side: int, pictures: str) -> str:
         named = prompts if isinstance(prompts, str | Path) else "given"
         what = "crops" if self.size_px is None else "pictures"
+        severities = ", ".join(map(str, self.severities))
         words = [
-            f"zero-shot, {classes} classes, prompts {named} ({templates}); {len(self.used)} kinds ({_without(self.used)}), severities "
-            f"{', '.join(map(str, self.severities))} of the set for {severity_size(side, side)} px on {what} of {side} px",
+            f"zero-shot, {classes} classes, prompts {named} ({templates}); {len(self.used)} kinds ({_without(self.used)})",
+            f"severities {severities} of the set for {severity_size(side, side)} px on {what} of {side} px",
             f"seed {self.seed}",
             f"{pictures} pictures",
         ]
