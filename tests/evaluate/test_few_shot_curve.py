@@ -1,4 +1,4 @@
-"""Few-shot probes beside the same by scikit-learn, where they pass zero-shot, the chart, and the evaluators on features."""
+"""Few-shot probes beside the same by scikit-learn, where they pass zero-shot, and the chart."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression as Reference
 
 from tests.evaluate.sealed import SealedLabels
-from wordsight.data.few_shot import Splits, few_shot
+from wordsight.data.few_shot import LabelledSet, Splits, few_shot
 from wordsight.evaluate.charts import own_file
 from wordsight.evaluate.few_shot_curve import Crossing, chart, crossing, few_shot_curve, table
 from wordsight.evaluate.metrics import wilson_interval
@@ -35,16 +35,13 @@ def test_probes_are_fitted_to_the_shots_and_tuned_on_the_validation_shots() -> N
         train, names[targets], test, names[labels], train_keys=keys, shots=(4, 1), seeds=(1, 2), lambdas=lambdas
     )
     assert curve.shots == (1, 4)
-    # the same by hand: `few_shot` on labelled pictures of these keys, whose label is the class's place in sorted order
-    order = {"elm": "0", "fir": "1", "oak": "2"}
+    # the same by hand, from what `few_shot` draws of pictures with these keys and labels
     rows: Any = range(60)
-    place = [order[name] for name in names[targets]]
-    from wordsight.data.few_shot import LabelledSet
-
-    whole = LabelledSet(source=rows, keys=tuple(keys), labels=tuple(place), classes=("0", "1", "2"))
+    classes = ("elm", "fir", "oak")
+    whole = LabelledSet(source=rows, keys=tuple(keys), labels=tuple(names[targets].tolist()), classes=classes)
     for i, k in enumerate(curve.shots):
         for j, seed in enumerate(curve.seeds):
-            drawn = few_shot(Splits(name="trees", classes=("0", "1", "2"), train=whole), k, seed=seed)
+            drawn = few_shot(Splits(name="trees", classes=classes, train=whole), k, seed=seed)
             assert drawn.train is not None
             assert drawn.val is not None
             shot = [keys.index(key) for key in drawn.train.keys]
@@ -134,7 +131,8 @@ def test_test_labels_are_read_by_the_final_scoring_alone() -> None:
         ({"seeds": (1,)}, "two seeds or more"),
         ({"shots": ()}, "one number of shots or more"),
         ({"shots": (0,)}, "num_shots is 1 or more"),
-        ({"shots": (9,)}, "fewer than 9 pictures in train"),
+        ({"shots": (9,)}, r"fewer than 9 pictures in train: '0' \(4\)"),
+        ({"train_labels": [1, "1", 2] * 4}, "come twice|there twice or more: '1'"),
         ({"train": np.full((12, 5), np.nan)}, "row 0 of train are infinite"),
         ({"test_labels": [0] * 11}, "test has 12 pictures and 11 labels"),
         ({"test_labels": [0] * 11 + [7]}, "test has 1 labels that train lacks: 7"),

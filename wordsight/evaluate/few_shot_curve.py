@@ -134,12 +134,12 @@ def few_shot_curve(
     if val is not None:
         features["val"] = check_features("val", val, len(val_labels), train.shape[1])
         sets["val"] = _rows(val_labels, val_keys, classes, "val")
-    splits = Splits(name="these features", classes=tuple(map(str, range(len(classes)))), **sets)  # type: ignore[arg-type]
+    splits = Splits(name="these features", classes=tuple(map(str, classes)), **sets)  # type: ignore[arg-type]
     predicted, chosen = {}, {}
     for k in shots:
         for seed in seeds:
             drawn = few_shot(splits, k, seed=seed)
-            predicted[k, seed], chosen[k, seed] = _fit(drawn, features, test, len(classes), lambdas)
+            predicted[k, seed], chosen[k, seed] = _fit(drawn, features, test, lambdas)
     hits_SRN = np.array([[score(predicted[k, seed], test_labels, classes).hits for seed in seeds] for k in shots])
     accuracies_SR = hits_SRN.mean(2)
     return _curve(shots, seeds, hits_SRN, accuracies_SR, chosen, len(classes), zero_shot_hits)
@@ -206,24 +206,26 @@ def _curve(
 
 
 def _rows(labels: Any, keys: Sequence[str] | None, classes: tuple[Any, ...], name: str) -> LabelledSet:
-    """A labelled set whose samples are row numbers: `few_shot` draws from it and reads none."""
+    """A labelled set whose samples are row numbers: `few_shot` draws from it, by class and key, and reads none."""
     targets = targets_of(name, labels, classes).tolist()
-    names = tuple(map(str, range(len(targets)))) if keys is None else tuple(keys)
     rows: Any = range(len(targets))
-    return LabelledSet(source=rows, keys=names, labels=tuple(map(str, targets)), classes=tuple(map(str, range(len(classes)))))
+    return LabelledSet(
+        source=rows,
+        keys=tuple(map(str, rows)) if keys is None else tuple(keys),
+        labels=tuple(str(classes[target]) for target in targets),
+        classes=tuple(map(str, classes)),
+    )
 
 
-def _fit(
-    drawn: Splits, features: dict[str, Any], test: Any, num_classes: int, lambdas: Sequence[float] | None
-) -> tuple[np.ndarray, float]:
+def _fit(drawn: Splits, features: dict[str, Any], test: Any, lambdas: Sequence[float] | None) -> tuple[np.ndarray, float]:
     """What the probe of these shots says of the test pictures, and the lambda that it chose."""
     assert drawn.train is not None
     assert drawn.val is not None
     rows: dict[str, Any] = {
         part: [given.source[i] for i in range(len(given))] for part, given in (("train", drawn.train), ("val", drawn.val))
     }
-    targets = {part: torch.tensor([int(label) for label in given.labels]) for part, given in drawn.parts().items()}
-    path = LambdaPath(LogisticRegression([features["train"][rows["train"]]], targets["train"], num_classes))
+    targets = {part: torch.tensor(given.targets()) for part, given in drawn.parts().items()}
+    path = LambdaPath(LogisticRegression([features["train"][rows["train"]]], targets["train"], len(drawn.classes)))
     val = features["val"][rows["val"]]
     best_lambda, _ = search(lambda lam: accuracy(path(lam), val, targets["val"]), lambdas)
     solution = path.problem.solve(best_lambda, path(best_lambda))
