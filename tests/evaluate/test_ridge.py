@@ -121,6 +121,12 @@ def test_pictures_all_alike_say_how_often_a_class_is() -> None:
         assert found.accuracy.value == pytest.approx(2 / 3)
 
 
+def test_one_picture_a_class_needs_a_lambda() -> None:
+    features, labels = clusters(4, 6, 4)
+    found = ridge_probe(features, labels, features, labels, lambdas=[1.0])
+    assert (found.best_lambda, found.accuracy.value, found.trace) == (1.0, 1.0, {1.0: 0.0})
+
+
 def test_test_labels_are_read_by_the_final_scoring_alone() -> None:
     train, targets = clusters(50, 5, 3, seed=1)
     sealed = SealedLabels(targets.tolist())
@@ -146,6 +152,7 @@ def spoiled(value: float) -> np.ndarray:
         ({"train": np.zeros((0, 4)), "train_labels": []}, "at least one picture"),
         ({"lambdas": [1.0, -1.0]}, "positive numbers, got"),
         ({"lambdas": []}, "positive numbers, got"),
+        ({"train_labels": [*"abcdefghijklmnopqrst"]}, "every class of train has one picture"),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Any], message: str) -> None:

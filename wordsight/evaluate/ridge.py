@@ -70,12 +70,15 @@ def ridge_probe(
 
     Raises:
         ValueError: features of other shapes or not finite, no rows, fewer than 2 classes, a test label that train lacks, a lambda
-            that is not positive.
+            that is not positive, several lambdas where every class has one picture.
     """
     train = check_features("train", train, len(train_labels))
     test = check_features("test", test, len(test_labels), train.shape[1])
     classes = classes_of(train_labels)
-    path = RidgePath(train, targets_of("train", train_labels, classes), len(classes))
+    targets_N = targets_of("train", train_labels, classes)
+    if len(targets_N) == len(classes) and (lambdas is None or len(set(lambdas)) > 1):
+        raise ValueError("every class of train has one picture, so leaving it out says nothing of lambda: give a single one")
+    path = RidgePath(train, targets_N, len(classes))
     trace, errors = path.leave_one_out(path.lambdas() if lambdas is None else lambdas)
     best_lambda = max(trace, key=lambda lam: (trace[lam], lam))
     solution = path.solve(best_lambda)
