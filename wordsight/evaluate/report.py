@@ -148,8 +148,8 @@ def _headlines(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _groups(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        if record["task"] == "prompt_study" and record["metric"].startswith('template "'):
-            continue  # in the study's own section
+        if record["task"] == "prompt_study" and "template" in record["metric"]:
+            continue  # the study's own section has them
         grouped[record["task"], record["data"], record["split"], record["protocol"]].append(_row(record))
     return [
         {
