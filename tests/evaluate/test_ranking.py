@@ -151,8 +151,12 @@ def test_low_precision_that_the_user_allows_elsewhere_changes_nothing() -> None:
     try:
         check(images, texts, owners)
         assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.enabled
+        with ranking._exact_float32():
+            products = images @ texts.T
     finally:
         torch.set_float32_matmul_precision(before)
+    assert (products.double() - images.double() @ texts.double().T).abs().max() < 1e-6, "bfloat16 errs by 1e-3"
 
 
 def test_numbers_beyond_float32s_products_and_other_types() -> None:

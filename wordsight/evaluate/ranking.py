@@ -100,14 +100,14 @@ def _largest(vectors_QD: Tensor) -> float:
 
 @contextmanager
 def _exact_float32() -> Iterator[None]:
-    """Float32 products as such, whatever the user allows elsewhere: the bound is theirs."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Float32 products in float32, whatever the user allows elsewhere: on the CPU only oneDNN computes them in bfloat16."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
     try:
         with torch.inference_mode():
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.mkldnn.enabled = before
 
 
 @dataclass(slots=True)
