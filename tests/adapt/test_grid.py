@@ -86,6 +86,8 @@ def test_all_names_mean_what_they_say() -> None:
     assert {read_method(name).stage2 for name in ALL} == {None, *STAGES}
     marc = read_method("decoder+balanced_softmax+marc")
     assert (marc.loss, marc.stage2, marc.first) == ("balanced_softmax", "marc", "decoder+balanced_softmax")
+    sampled = read_method("decoder+class_balanced_sampling")
+    assert sampled.settings == {"loss": "cross_entropy", "sampling": "class_balanced"}
     assert [read_method(name).loss for name in PROMPTS] == list(LOSSES)
     assert read_methods("coop+lade, all,coop") == ("coop+lade", *ALL, *(name for name in PROMPTS if name != "coop+lade"))
 

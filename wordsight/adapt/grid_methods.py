@@ -22,6 +22,7 @@ ALL = (  # a second stage mends what cross entropy learns of unequal classes; af
     "linear_probe",
     "decoder+cross_entropy",
     "decoder+class_balanced",
+    "decoder+class_balanced_sampling",
     "decoder+effective_number",
     "decoder+grw",
     "decoder+focal",
@@ -69,17 +70,19 @@ class CellMethod:
         loss: of an estimator WITH_LOSS.
         stage2: of the decoder, a key of STAGES, or None.
         part: of fine_tune, one of PARTS; None: the whole tower.
+        sampling: of the decoder, where its name says it.
     """
 
     estimator: str
     loss: str | None = None
     stage2: str | None = None
     part: str | None = None
+    sampling: str | None = None
 
     @property
     def settings(self) -> dict[str, str]:
         """The estimator's parameters that the name says."""
-        return {name: value for name in ("loss", "part") if (value := getattr(self, name)) is not None}
+        return {name: value for name in ("loss", "part", "sampling") if (value := getattr(self, name)) is not None}
 
     @property
     def first(self) -> str | None:
@@ -96,16 +99,19 @@ def read_method(name: str) -> CellMethod:
     match name.split("+"):
         case [estimator] if estimator in PLAIN:
             return CellMethod(estimator=estimator)
+        case ["decoder", "class_balanced_sampling"]:
+            return CellMethod(estimator="decoder", loss="cross_entropy", sampling="class_balanced")
         case [estimator, loss] if estimator in WITH_LOSS and loss in LOSSES:
             return CellMethod(estimator=estimator, loss=loss)
         case ["decoder", loss, stage] if loss in LOSSES and stage in STAGES:
             return CellMethod(estimator="decoder", loss=loss, stage2=stage)
         case ["fine_tune", loss, part] if loss in LOSSES and part in PARTS:
             return CellMethod(estimator="fine_tune", loss=loss, part=part)
+    with_loss = ", ".join(f"{one}+LOSS" for one in WITH_LOSS)
     raise ValueError(
-        f"no method {name!r}: write {', '.join(PLAIN)}, {', '.join(f'{one}+LOSS' for one in WITH_LOSS)}, decoder+LOSS+STAGE or "
-        f"fine_tune+LOSS+PART, with LOSS one of {', '.join(LOSSES)}, STAGE one of {', '.join(STAGES)}, and PART one of "
-        f"{', '.join(PARTS)}; or {' or '.join(GROUPS)} for many of them"
+        f"no method {name!r}: write {', '.join(PLAIN)}, {with_loss}, decoder+LOSS+STAGE, fine_tune+LOSS+PART or "
+        f"decoder+class_balanced_sampling, with LOSS one of {', '.join(LOSSES)}, STAGE one of {', '.join(STAGES)}, and PART one "
+        f"of {', '.join(PARTS)}; or {' or '.join(GROUPS)} for many of them"
     )
 
 

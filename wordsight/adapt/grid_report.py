@@ -10,6 +10,7 @@ from typing import Any
 
 from wordsight.adapt.grid_figures import COLUMNS, accuracy_cost, class_counts, method_words
 from wordsight.adapt.judge import read_csv
+from wordsight.adapt.tail_recipes import find_recipe
 from wordsight.evaluate.report import fill_page, machine_rows
 from wordsight.evaluate.results import read_json, write_atomically
 
@@ -110,11 +111,15 @@ def command_line(settings: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     parts = ["wordsight long-tail", f"--model {shlex.quote(words['model'])}", f"--data {shlex.quote(words['data'])}"]
     names = ("architecture", "root", "val", "test", "weights", "classes")
     parts += [f"--{name} {shlex.quote(str(words[name]))}" for name in names if words.get(name)]
+    parts += [f"--recipe {words['recipe']}"] if words.get("recipe") else []
     methods = [row["method"] for row in summary["methods"]] + [one["method"] for one in summary["failed"]]
     parts += [f"--methods {','.join(dict.fromkeys(methods))}", f"--seeds {','.join(map(str, summary['seeds']))}"]
     for option, name, usual in (("many-above", "many_above", 100), ("few-below", "few_below", 20)):
         parts += [f"--{option} {settings[name]:g}"] if settings[name] != usual else []
     given = _flat(settings["parameters"])
+    if words.get("recipe"):
+        known = json.loads(json.dumps(_flat(find_recipe(words["recipe"]).request.parameters)))
+        given = [one for one in given if list(one) not in known]
     parts += [f"--set {shlex.quote(f'{key}={_plain(value)}')}" for key, value in given]
     return " ".join([*parts, "--run NEW_FOLDER"])
 

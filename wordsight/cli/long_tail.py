@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   wordsight long-tail --model ViT-B-16.pt --data photos-lt.csv --methods all --run runs/photos
-  wordsight long-tail --data ImageNet_LT/ --methods zero_shot,decoder+balanced_softmax --seeds 1 --run runs/lt
+  wordsight long-tail --recipe imagenet-lt-b16          (says what it takes; with --data and --run it begins)
 """,
 )
 @click.option("--model", "path", default=QUICKSTART, show_default=True, metavar="PATH", help="All that wordsight.load takes.")
-@click.option("--data", required=True, metavar="DATA", help="Class folders, table, list files, published name or sample:SPLIT.")
-@click.option("--run", "run_dir", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
-@click.option("--methods", default="all", show_default=True, metavar="A,B", help="Names of cells; all; coop; tuned. See above.")
-@click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Each learns anew; pictures stay the same.")
-@click.option("--budget", type=float, metavar="SECONDS", help="No cell begins later; the same command goes on.")
+@click.option("--data", metavar="DATA", help="Class folders, table, list files, published name or sample:SPLIT.")
+@click.option("--run", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder.")
+@click.option("--recipe", metavar="NAME", help="A published study, see the second example.")
+@click.option("--methods", metavar="A,B", help="See above.  [default: all]")
+@click.option("--seeds", metavar="A,B", help="Each learns anew.  [default: 1,2,3]")
+@click.option("--budget", type=float, metavar="SECONDS", help="No cell begins later.")
 @click.option("--set", "settings", multiple=True, metavar="METHOD.KEY=VALUE", help="Of an estimator: decoder.steps=500.")
 @click.option("--many-above", type=float, default=100, show_default=True, help="Classes with more training pictures are many.")
 @click.option("--few-below", type=float, default=20, show_default=True, help="Classes with fewer are few.")
@@ -43,10 +44,11 @@ Examples:
 @click.option("--quiet", is_flag=True, help="No progress.")
 def command(
     path: str,
-    data: str,
-    run_dir: Path,
-    methods: str,
-    seeds: str,
+    data: str | None,
+    run_dir: Path | None,
+    recipe: str | None,
+    methods: str | None,
+    seeds: str | None,
     budget: float | None,
     settings: tuple[str, ...],
     many_above: float,
@@ -64,7 +66,16 @@ def command(
 
     A grid that was stopped goes on with the same command; one that is done can be asked for more methods or seeds. Exit code 1
     where a cell failed.
+
+    \b
+    Methods: all    zero_shot, linear_probe, decoder+LOSS, decoder+cross_entropy+STAGE
+             coop   coop+LOSS, learned prompts; each step costs as much as all classes' texts
+             tuned  projection+LOSS, fine_tune+LOSS+PART, lift; each looks at pictures anew
+             or names of such cells, with commas between
+    A recipe's methods and settings give way to those that are named beside it.
     """
+    if data is None or run_dir is None:
+        return _say_recipe(recipe, "--data" if data is None else "--run")
     names = None if classes is None else read_labels(classes, "'--classes'")
     words = {
         "model": path,
@@ -76,7 +87,9 @@ def command(
         "classes": classes,
         **({} if weights is None else {"weights": str(weights)}),
     }
-    request = _request(methods, seeds, settings, many_above, few_below, words)
+    if recipe is not None:
+        words["recipe"] = recipe
+    request = _request(recipe, methods, seeds, settings, many_above, few_below, words)
     if budget is not None and not 0 < budget < float("inf"):
         raise click.BadParameter(f"give seconds above 0; got {budget:g}", param_hint="'--budget'")
 
@@ -98,8 +111,27 @@ def command(
     return int(bool(summary["failed"]))
 
 
+def _say_recipe(recipe: str | None, missing: str) -> int:
+    """What a recipe is, where it is not to be run."""
+    if recipe is None:
+        raise click.UsageError(f"Missing option '{missing}'.")
+    from wordsight.adapt.tail_recipes import find_recipe
+
+    try:
+        click.echo(find_recipe(recipe).describe())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="'--recipe'") from error
+    return 0
+
+
 def _request(
-    methods: str, seeds: str, settings: tuple[str, ...], many_above: float, few_below: float, words: dict[str, Any]
+    recipe: str | None,
+    methods: str | None,
+    seeds: str | None,
+    settings: tuple[str, ...],
+    many_above: float,
+    few_below: float,
+    words: dict[str, Any],
 ) -> GridRequest:
     """What is asked, checked before a model is loaded.
 
@@ -108,16 +140,19 @@ def _request(
     """
     from wordsight.adapt.grid_methods import GridRequest, read_methods
     from wordsight.adapt.learn import split_settings
+    from wordsight.adapt.tail_recipes import find_recipe
 
     try:
-        drawn = tuple(int(seed) for seed in seeds.split(","))
+        drawn = None if seeds is None else tuple(int(seed) for seed in seeds.split(","))
     except ValueError as error:
         raise click.BadParameter(f"write whole numbers with commas between; got {seeds!r}", param_hint="'--seeds'") from error
     try:
+        start = GridRequest() if recipe is None else find_recipe(recipe).request
+        own = split_settings(settings)
         return GridRequest(
-            methods=read_methods(methods),
-            seeds=drawn,
-            parameters=split_settings(settings),
+            methods=start.methods if methods is None else read_methods(methods),
+            seeds=start.seeds if drawn is None else drawn,
+            parameters={name: {**start.parameters.get(name, {}), **own.get(name, {})} for name in (*start.parameters, *own)},
             many_above=many_above,
             few_below=few_below,
             words=words,

@@ -30,6 +30,7 @@ from wordsight.data.listed import PART_NAMES, PARTS, Row, _refuse_repeats, is_in
 from wordsight.data.order import sample_uniforms
 from wordsight.types import BadSample, Sample
 
+CLASS_NAMES = "classnames.txt"  # beside list files
 _LIST_NAME = re.compile(r"(?P<name>.*)_(?P<part>train|val|test)\.txt", re.IGNORECASE)
 _BALANCED = 1 << 16  # tells these random numbers from the streams of `data.order`
 
@@ -158,7 +159,8 @@ def open_long_tail(data: str | os.PathLike[str], root: str | os.PathLike[str] | 
 
     Args:
         data: one of
-            - a folder with list files `*_train.txt`, `*_val.txt`, `*_test.txt` (ImageNet-LT, Places-LT);
+            - a folder with list files `*_train.txt`, `*_val.txt`, `*_test.txt` (ImageNet-LT, Places-LT), and, where the classes'
+              folders are no names, `classnames.txt`: one a line by number, or `n01440764 tench`;
             - a folder with `train2018.json` and `val2018.json` (iNaturalist 2018);
             - a folder with the binary version of CIFAR-10 or CIFAR-100, to be skewed;
             - whatever `layouts.open_splits` opens: class folders, a table, a split file, a published data set's name.
@@ -172,7 +174,8 @@ def open_long_tail(data: str | os.PathLike[str], root: str | os.PathLike[str] | 
         if any((folder / files[0]).exists() for _, files, *_ in _CIFAR) or _is_cifar_for_python(folder):
             return read_cifar(folder)
         if lists := _lists_in(folder):
-            return read_lists(lists, start, name=folder.resolve().name)
+            names = folder / CLASS_NAMES
+            return read_lists(lists, start, name=folder.resolve().name, classes=names if names.is_file() else None)
     return open_splits(data, root)
 
 
@@ -203,8 +206,9 @@ def read_lists(
     Args:
         lists: split ("train", "val", "test") -> file.
         root: the folder that paths start from.
-        classes: the class names by number, or a file with one a line (or `n01440764 tench`). None: what the classes' folders are
-            called, as far as it takes to tell them apart, if each class has one of its own; else the numbers.
+        classes: the class names by number; or a file with one a line, or with `n01440764 tench`, which names the class whose
+            folder is n01440764 (by number where folders are called otherwise). None: what the classes' folders are called, as
+            far as it takes to tell them apart, if each class has one of its own; else the numbers.
         name: what reports call the data set; None: the first file's name.
 
     Raises:
@@ -261,19 +265,22 @@ def _class_names(
     if isinstance(classes, str | os.PathLike):
         lines = [line.strip() for line in Path(classes).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         identities = lines and all(re.match(r"n\d+ ", line) for line in lines)
-        return tuple(read_class_names(Path(classes)).values()) if identities else tuple(lines)
+        if not identities:
+            return tuple(lines)
+        known, folders = read_class_names(Path(classes)), _class_names(numbered, None)
+        return tuple(known[name] for name in folders) if set(folders) <= set(known) else tuple(known.values())
     if classes is not None:
         return tuple(classes)
     listed = [row for rows in numbered.values() for row in rows]
     number = max(label for _, label in listed) + 1
     if number > len(listed):
         raise ValueError(f"label {number - 1} asks for {number} classes, and {len(listed)} pictures are listed: name the classes")
-    folders: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    in_folders: dict[int, set[tuple[str, ...]]] = defaultdict(set)
     for path, label in numbered.get("train", listed):
-        folders[label].add(PurePosixPath(path).parts[:-1])
-    if len(folders) < number or any(len(found) > 1 for found in folders.values()):
+        in_folders[label].add(PurePosixPath(path).parts[:-1])
+    if len(in_folders) < number or any(len(found) > 1 for found in in_folders.values()):
         return tuple(map(str, range(number)))
-    own = [folders[i].pop() for i in range(number)]
+    own = [in_folders[i].pop() for i in range(number)]
     ends = Counter(folder[-length:] for folder in own for length in range(1, len(folder) + 1))
     names = [next((f[-length:] for length in range(1, len(f) + 1) if ends[f[-length:]] == 1), ()) for f in own]
     return tuple("/".join(found) for found in names) if all(names) else tuple(map(str, range(number)))
