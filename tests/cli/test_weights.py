@@ -17,12 +17,8 @@ from wordsight.cli import adapt, data_long_tail, long_tail
 
 METHODS = "zero_shot,linear_probe,decoder+lade,decoder+cross_entropy+marc,coop+ldam,fine_tune+grw+last"
 SETTINGS = (
-    "decoder.steps=4",
-    "decoder.batch_size=8",
-    "decoder.num_layers=1",
-    "coop.epochs=1",
-    "coop.num_context_tokens=2",
-    "fine_tune.epochs=1",
+    *("decoder.steps=4", "decoder.batch_size=8", "decoder.num_layers=1"),
+    *("coop.epochs=1", "coop.num_context_tokens=2", "fine_tune.epochs=1"),
 )
 GRID = ["--methods", METHODS, "--seeds", "1", "--few-below", "5", *(word for one in SETTINGS for word in ("--set", one))]
 WRONG = {f"train/{name}/{i:02}.png" for name in ("red", "grey") for i in (1, 2)}  # pictures with another class's label
@@ -93,14 +89,7 @@ def test_other_weights_reach_losses_counts_and_records(runs: Path) -> None:
     assert settings["identity"]["pictures"] != without["identity"]["pictures"]
     protocols = {one["protocol"] for one in json.loads((runs / "quarter/results.json").read_text())}
     assert "linear_probe, all 16 training pictures, 2 to 5 a class by their weights, seed 1" in protocols
-    for cell in (
-        "linear_probe",
-        "decoder+lade",
-        "decoder+cross_entropy",
-        "decoder+cross_entropy+marc",
-        "coop+ldam",
-        "fine_tune+grw+last",
-    ):
+    for cell in METHODS.split(",")[1:]:
         files = [runs / name / "cells" / cell / "1/classifier/classifier.safetensors" for name in ("quarter", "without")]
         assert files[0].read_bytes() != files[1].read_bytes(), cell
     classifier = wordsight.load_classifier(runs / "quarter/cells/decoder+lade/1/classifier", wordsight.load(runs.parent / "tiny"))

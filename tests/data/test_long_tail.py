@@ -216,6 +216,9 @@ def test_list_files_give_splits_named_by_the_folders_of_the_classes(tmp_path: Pa
         assert again.classes == expected
         assert again.train.keys == splits.train.keys
         assert again.name == "toys"
+    # names by identity follow the folders, in whatever order the file has them; the file is found beside the lists
+    (tmp_path / "classnames.txt").write_text("n03 cat\nn00 dog\nn02 great bee\nn01 ant\n")
+    assert open_long_tail(tmp_path).classes == ("ant", "great bee", "cat")
 
 
 @pytest.mark.parametrize(
