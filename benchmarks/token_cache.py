@@ -51,13 +51,13 @@ EPOCHS: tuple[tuple[str, str, Callable[[Tokens], object]], ...] = (
     ("an epoch of a head on ViT-B/16", "0 blocks", partial(train_epoch, num_layers=0, precision="float32")),
     (
         "an epoch of the decoder on ViT-B/16, bfloat16",
-        "3 blocks, learning in bfloat16 on both sides; the tower in float32, as models are loaded (in bfloat16 too, about 5 is "
+        "3 blocks, learning in bfloat16 on both sides; the tower in float32, as models are loaded (in bfloat16 too, about 6 is "
         "to be expected)",
         partial(train_epoch, num_layers=3, precision="bfloat16"),
     ),
     (
         "an epoch of the decoder on ViT-B/16, float32",
-        "3 blocks, whose learning both sides compute: by operations a quarter of the tower's pass, which bounds the ratio at 5.2",
+        "3 blocks, whose learning both sides compute: by operations a fifth of the tower's pass, which bounds the ratio at 6.0",
         partial(train_epoch, num_layers=3, precision="float32"),
     ),
 )
