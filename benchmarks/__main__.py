@@ -26,6 +26,7 @@ BENCHMARKS = (
     "contrastive_loss",
     "few_shot",
     "prompt_learning",
+    "classifier_builder",
     "token_cache",
     "retrieval_scale",
     "quickstart",
