@@ -67,6 +67,33 @@ def test_retrieval_counts_several_captions_rightly(model: ColourModel, tmp_path:
     assert first["text_to_image_R@1"].count == 3
 
 
+def test_five_captions_that_say_the_same_are_no_surer_than_one(model: ColourModel, tmp_path: Path) -> None:
+    """Captions of a picture are a group: the interval is that of as many answers as there are pictures, or a little wider."""
+    rows = [(colour, "red" if i % 3 == 0 else colour) for i, colour in enumerate(["red", "green", "blue", "grey"] * 5)]
+    (tmp_path / "five").mkdir()
+    once = Retrieval().run(model, captioned(tmp_path, [(colour, [said]) for colour, said in rows]))
+    five = Retrieval().run(
+        model, captioned(tmp_path / "five", [(colour, [f"{said} {j}" for j in range(5)]) for colour, said in rows])
+    )
+    for name in ("text_to_image_R@1", "text_to_image_R@5", "text_to_image_R@10", "text_to_image_median_rank"):
+        assert five[name].value == once[name].value
+        assert five[name].count == 5 * once[name].count
+        (low, high), (low_5, high_5) = once[name].ci95, five[name].ci95
+        assert low_5 <= low
+        assert high_5 >= high
+    share = once["text_to_image_R@1"].value
+    assert 0 < share < 1
+    assert once["text_to_image_R@1"].ci95 == wilson_interval(20 * share, 20)
+    low, high = five["text_to_image_R@1"].ci95
+    narrow = wilson_interval(100 * share, 100)
+    assert high - low > 2 * (narrow[1] - narrow[0])
+
+
+def test_one_picture_alone_counts_as_one_answer(model: ColourModel, tmp_path: Path) -> None:
+    found = Retrieval().run(model, captioned(tmp_path, [("red", ["red", "red again"])]))
+    assert found["text_to_image_R@1"].ci95 == wilson_interval(1, 1)
+
+
 def test_bad_pictures_are_skipped_and_named(model: ColourModel, tmp_path: Path) -> None:
     rows = [("red", ["red"])] * 40 + [("blue", ["blue"])]
     data = captioned(tmp_path, rows)

@@ -12,6 +12,7 @@ from scipy.stats import hypergeom
 from sklearn.metrics import balanced_accuracy_score
 
 from wordsight.evaluate import metrics
+from wordsight.evaluate.retrieval import ranking_metrics
 
 KS = (1, 5, 10)
 
@@ -71,7 +72,7 @@ def test_paired_retrieval_is_open_clips_ties_included(size: int, levels: int) ->
             ranking = metrics.rank_queries(
                 queries, candidates, pairs, pairs, ks=KS, ties="argsort", query_block=50, candidate_block=33
             )
-            ours = metrics.ranking_metrics(ranking, prefix)
+            ours = ranking_metrics(ranking, prefix)
             assert ranking.ranks.mean() == pytest.approx(theirs[f"{prefix}_mean_rank"], abs=1e-12)
             assert ours[f"{prefix}_median_rank"].value == theirs[f"{prefix}_median_rank"]
             for k in KS:
@@ -188,6 +189,19 @@ def test_median_rank_interval_covers_the_truth_and_repeats() -> None:
     assert metrics.median_rank_interval(ranks) == (low, high)
 
 
+def test_median_rank_interval_draws_groups_as_numpy_takes_their_median() -> None:
+    generator = np.random.default_rng(4)
+    ranks, groups = generator.geometric(0.05, size=70), generator.integers(100, 120, 70)
+    draw = np.random.default_rng(metrics.BOOTSTRAP_SEED)
+    alone = np.median(ranks[draw.integers(0, 70, (metrics.RESAMPLES, 70))], axis=1)
+    assert metrics.median_rank_interval(ranks) == tuple(np.percentile(np.floor(alone), [2.5, 97.5]))
+    parts = [ranks[groups == group] for group in np.unique(groups)]
+    draw = np.random.default_rng(metrics.BOOTSTRAP_SEED)
+    drawn = draw.integers(0, len(parts), (metrics.RESAMPLES, len(parts)))
+    medians = [np.floor(np.median(np.concatenate([parts[i] for i in row]))) for row in drawn]
+    assert metrics.median_rank_interval(ranks, groups) == tuple(np.percentile(medians, [2.5, 97.5]))
+
+
 @pytest.mark.parametrize("sizes", [(20, 40, 60, 200), (1,) * 100, (1, 2, 300, 3), (8,) * 40])
 def test_mean_per_class_interval_covers_the_truth(sizes: tuple[int, ...]) -> None:
     generator = np.random.default_rng(2)
@@ -219,6 +233,6 @@ def test_a_model_that_gives_one_vector_for_all_scores_at_chance() -> None:
     images, captions = 50, 5
     owners = torch.arange(images * captions) % images
     ranking = metrics.rank_queries(torch.ones(len(owners), 3), torch.ones(images, 3), owners, torch.arange(images), ks=(1, 10))
-    found = metrics.ranking_metrics(ranking, "text_to_image")
+    found = ranking_metrics(ranking, "text_to_image", owners.numpy())
     for name in ("text_to_image_R@1", "text_to_image_R@10"):
         assert found[name].value == pytest.approx(found[name].chance)

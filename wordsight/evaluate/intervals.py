@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from wordsight.evaluate.metrics import Z95, wilson_interval
+from wordsight.types import Metric
 
 DRAWS = 2000
 DRAWN_AT_ONCE = 1 << 18  # numbers held while groups are drawn anew
@@ -94,6 +95,19 @@ def share_interval(values: Any, groups: Sequence[Hashable] | np.ndarray | None =
     if single:  # groups that differ less than chance would have it are luck
         worth = min(worth, float(len(values_N)))
     return wilson_interval(mean * worth, worth, student(len(sums_G) - 1) if groups is not None else Z95)
+
+
+def grouped_share(values: Any, groups: Sequence[Hashable] | np.ndarray, chance: float | None) -> Metric:
+    """The share of right answers with its interval over groups.
+
+    Args:
+        values: [N] 0 or 1.
+        groups: [N] which answers belong together; of one group alone nothing is known of others, and it counts as one answer.
+        chance: what guessing gives.
+    """
+    share = float(np.mean(values))
+    interval = share_interval(values, groups) if any(group != groups[0] for group in groups) else wilson_interval(share, 1)
+    return Metric(share, len(values), interval, "fraction", chance)
 
 
 def bootstrap_interval(

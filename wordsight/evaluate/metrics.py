@@ -316,11 +316,25 @@ def wilson_interval(successes: float, count: float, quantile: float = Z95) -> tu
     return max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share))
 
 
-def median_rank_interval(ranks: np.ndarray) -> tuple[float, float]:
-    """Percentile bootstrap over queries (1000 resamples, seed 0), so the same ranks give the same interval."""
+def median_rank_interval(ranks: np.ndarray, groups: np.ndarray | None = None) -> tuple[float, float]:
+    """Percentile bootstrap (1000 resamples, seed 0) of the floor of the median, so the same ranks give the same interval.
+
+    Args:
+        ranks: [Q].
+        groups: [Q] int64, queries that are drawn together (captions of one picture); None: each is drawn alone.
+    """
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    draws = (ranks[generator.integers(0, len(ranks), (size, len(ranks)))] for size in _chunks(len(ranks)))
-    low, high = np.percentile(np.floor(np.concatenate([np.median(drawn, axis=1) for drawn in draws])), [2.5, 97.5])
+    order_Q = np.argsort(ranks, kind="stable")
+    group_Q = order_Q if groups is None else np.unique(groups, return_inverse=True)[1][order_Q]
+    number, medians = int(group_Q.max()) + 1, []
+    for size in _chunks(len(ranks)):
+        drawn_RG = generator.integers(0, number, (size, number)) + number * np.arange(size)[:, None]
+        times_RG = np.bincount(drawn_RG.ravel(), minlength=size * number).reshape(size, number)
+        upto_RQ = np.cumsum(times_RG[:, group_Q], axis=1)  # queries drawn of this rank or better
+        total_R = upto_RQ[:, -1:]
+        middle_2R = [(upto_RQ > place_R).argmax(1) for place_R in ((total_R - 1) // 2, total_R // 2)]
+        medians.append(ranks[order_Q[middle_2R]].mean(0))
+    low, high = np.percentile(np.floor(np.concatenate(medians)), [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -355,21 +369,5 @@ def classification_metrics(
     value = mean_per_class(targets, correct, num_classes)
     metrics["mean_per_class"] = Metric(
         value, len(targets), mean_per_class_interval(targets, correct, num_classes), "fraction", 1 / num_classes
-    )
-    return metrics
-
-
-def ranking_metrics(ranking: Ranking, prefix: str) -> dict[str, Metric]:
-    """R@k for each k and the median rank of one direction, names with `prefix`."""
-    metrics = {
-        f"{prefix}_R@{k}": proportion(hit, recall_chance(ranking.num_candidates, ranking.positives, k))
-        for k, hit in ranking.hits.items()
-    }
-    metrics[f"{prefix}_median_rank"] = Metric(
-        median_rank(ranking.ranks),
-        len(ranking.ranks),
-        median_rank_interval(ranking.ranks),
-        "rank",
-        median_rank_chance(ranking.num_candidates, ranking.positives),
     )
     return metrics

@@ -17,6 +17,7 @@ import torch
 from wordsight.data import Source
 from wordsight.evaluate import metrics
 from wordsight.evaluate.embedding import Embedded, embed_source, embed_texts, require_embedder
+from wordsight.evaluate.intervals import grouped_share
 from wordsight.evaluate.ranking import rank_both
 from wordsight.evaluate.results import Judgement, Outcomes, fingerprint
 from wordsight.evaluate.scoring import pair_scores
@@ -91,7 +92,8 @@ class Retrieval:
         protocol = f"retrieval, {len(embedded)} pictures, {len(texts)} captions {how}"
         return Judgement(
             task="retrieval",
-            metrics=metrics.ranking_metrics(to_text, "image_to_text") | metrics.ranking_metrics(to_image, "text_to_image"),
+            metrics=ranking_metrics(to_text, "image_to_text")
+            | ranking_metrics(to_image, "text_to_image", owners_M[torch.from_numpy(to_image.rows)].numpy()),
             protocol=protocol,
             fingerprint=from_main(world, lambda: fingerprint(model, texts, embedded.listing, (protocol, self.ks))),
             embedded=embedded,
@@ -105,6 +107,32 @@ class Retrieval:
             notes=(f"{silent} pictures have no caption: they are distractors and ask nothing",) if silent else (),
             outcomes=_outcomes(embedded, pairs, to_text, to_image, self.ks[0]),
         )
+
+
+def ranking_metrics(ranking: metrics.Ranking, prefix: str, groups: np.ndarray | None = None) -> dict[str, Metric]:
+    """R@k for each k and the median rank of one direction, names with `prefix`.
+
+    Args:
+        ranking: Q queries.
+        prefix: "image_to_text" or "text_to_image".
+        groups: [Q] int64, queries of one group (captions of a picture) are no independent questions, so that intervals are
+            over groups; None, or groups of one query each: each query stands for itself.
+    """
+    if groups is not None and len(np.unique(groups)) == len(groups):
+        groups = None
+    found = {}
+    for k, hits in ranking.hits.items():
+        chance = metrics.recall_chance(ranking.num_candidates, ranking.positives, k)
+        share = metrics.proportion(hits, chance) if groups is None else grouped_share(hits, groups.tolist(), chance)
+        found[f"{prefix}_R@{k}"] = share
+    found[f"{prefix}_median_rank"] = Metric(
+        metrics.median_rank(ranking.ranks),
+        len(ranking.ranks),
+        metrics.median_rank_interval(ranking.ranks, groups),
+        "rank",
+        metrics.median_rank_chance(ranking.num_candidates, ranking.positives),
+    )
+    return found
 
 
 def _outcomes(

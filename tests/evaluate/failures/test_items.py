@@ -8,7 +8,8 @@ from PIL import Image
 
 from tests.evaluate.failures.conftest import RandomModel, Scorer
 from wordsight.evaluate.failures import Item, judge_items
-from wordsight.evaluate.failures.items import answers, figures, grouped_share, has_tie, score_items
+from wordsight.evaluate.failures.items import answers, figures, has_tie, score_items
+from wordsight.evaluate.intervals import grouped_share
 
 
 def white() -> Image.Image:

@@ -1,7 +1,8 @@
 """Scenes as plain data and their drawing: embedded pictures, shapes, lines, on white, at `SIZE_PX`.
 
 A scene is a list of layers, the last one on top. Everything lies within the middle `SIZE_PX - 2 * MARGIN_PX` pixels, so that a
-model that cuts the border off (ALIGN: 18 px) loses next to nothing. Shapes are drawn four times as large and averaged, by integer arithmetic.
+model that cuts the border off (ALIGN: 18 px) loses next to nothing. Shapes are drawn four times as large and averaged, by integer
+arithmetic.
 
 Shape legend: H, W pixels of an embedded picture (64 each).
 """

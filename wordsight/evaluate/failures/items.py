@@ -35,8 +35,7 @@ from tqdm import tqdm
 from wordsight.evaluate.embedding import _checked, _unit, embed_texts, require_embedder
 from wordsight.evaluate.failures.chance import Draw
 from wordsight.evaluate.failures.drawing import SIZE_PX
-from wordsight.evaluate.intervals import share_interval
-from wordsight.evaluate.metrics import wilson_interval
+from wordsight.evaluate.intervals import grouped_share
 from wordsight.evaluate.modes import judging
 from wordsight.evaluate.results import Finding, Outcomes, fingerprint
 from wordsight.evaluate.scoring import pair_scores
@@ -101,19 +100,6 @@ def has_tie(item: Item, scores_PT: np.ndarray) -> bool:
     rows = [*scores_PT, *scores_PT.T] if item.is_group else [scores_PT.reshape(-1)]
     rights = [0, 1, 0, 1] if item.is_group else [item.right[0]]
     return any(row[right] == np.delete(row, right).max() for row, right in zip(rows, rights, strict=True))
-
-
-def grouped_share(values: Sequence[float], groups: Sequence[str], chance: float) -> Metric:
-    """The share of right answers with its interval over groups.
-
-    Args:
-        values: [N] 0 or 1.
-        groups: [N] names; of one group alone nothing is known of others, and it counts as one answer.
-        chance: what guessing gives.
-    """
-    share = float(np.mean(values))
-    interval = share_interval(values, groups) if len(set(groups)) > 1 else wilson_interval(share, 1)
-    return Metric(share, len(values), interval, "fraction", chance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
