@@ -19,6 +19,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 import wordsight
 from tests.adapt.make import colour_folders
 from wordsight.adapt import grid_figures
+from wordsight.adapt.coop import CoOp
 from wordsight.adapt.decoder import Decoder
 from wordsight.adapt.grid import GridRequest, run_grid
 from wordsight.adapt.grid_methods import ALL, PROMPTS, STAGES, read_method, read_methods
@@ -211,6 +212,21 @@ def test_a_cell_is_what_the_estimator_finds_alone(run: Path, model: Any, data: S
     read = wordsight.load_classifier(run / "cells/decoder+cross_entropy+crt/2/classifier", model)
     assert data.test is not None
     torch.testing.assert_close(read.logits(data.test.source), alone.logits(data.test.source))
+
+
+def test_prompts_learn_by_each_seeds_own_views(tmp_path: Path, model: Any, data: Splits) -> None:
+    own = {"epochs": 2, "num_context_tokens": 2, "num_views": 2, "learning_rate": 0.1, "sampling": "class_balanced"}
+    asked = request(methods=("coop+focal",), seeds=(1, 2), parameters={"coop": own})
+    assert run_grid(model, data, tmp_path, asked)["kept"]["method"] == "coop+focal"
+    assert data.train is not None
+    contexts = []
+    for seed in (1, 2):
+        alone = CoOp(model, list(data.classes), seed=seed, loss="focal", **own)
+        alone.fit(data.train.source, list(data.train.labels))
+        read = wordsight.load_classifier(tmp_path / f"cells/coop+focal/{seed}/classifier", model)
+        torch.testing.assert_close(read.context_, alone.context_)
+        contexts.append(read.context_)
+    assert not torch.allclose(*contexts)
 
 
 def test_each_picture_goes_through_the_tower_once(tmp_path: Path, data: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
