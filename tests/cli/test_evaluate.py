@@ -173,6 +173,9 @@ def test_a_suite_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert done.stderr.count("measured before") == 0
     assert {path.parent.name for path in Path("suite").glob("*/*/finding.json")} == {"toys", "captions"}
     assert {path.name for path in Path("suite").iterdir()} >= {"tiny", "second"}
+    report = Path("suite/second/report.html").read_text(encoding="utf-8")
+    assert "No command is known" not in report
+    assert "Unknown: this folder has no environment.json" not in report
     done = CliRunner().invoke(command, [*words, "--strict", "--json"], standalone_mode=False)
     assert done.return_value == 1, "data are missing"
     assert done.stderr.count("measured before") == 4

@@ -274,7 +274,7 @@ def _measure(
 def _tell(folder: Path, model: Any, records: list[dict[str, Any]], as_json: bool) -> None:
     from wordsight.evaluate import write_report
 
-    _describe(folder, model)
+    describe(folder, model)
     report = write_report(folder)
     if as_json:
         click.echo(json.dumps({"run": str(folder), "report": str(report), "results": records}, indent=1, ensure_ascii=False))
@@ -343,7 +343,7 @@ def _command(model: str, spec: str, folder: Path) -> str:
     return " ".join(["wordsight evaluate", *map(shlex.quote, [model, "--data", spec, "--run", os.fspath(folder)])])
 
 
-def _describe(folder: Path, model: Any) -> None:
+def describe(folder: Path, model: Any) -> None:
     """Machine and versions of a folder that no training has described."""
     from wordsight.evaluate.results import write_atomically
     from wordsight.train.distributed import World

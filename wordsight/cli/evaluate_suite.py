@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def run(
 
     outcome = run_suite(
         open_suite(suite, root),
-        candidates(models, architecture, device),
+        [_described(candidate, run_dir) for candidate in candidates(models, architecture, device)],
         run_dir,
         batch_size=asked.batch_size,
         num_workers=asked.workers,
@@ -73,6 +74,18 @@ def candidates(models: tuple[str, ...], architecture: str | None, device: str) -
         return lambda: load_model(path, architecture, device)
 
     return [Candidate(name=name, load=loader(path), source=path) for name, path in zip(names, paths, strict=True)]
+
+
+def _described(candidate: Candidate, run_dir: Path) -> Candidate:
+    """The same, whose folder tells machine, versions and command line once the model is loaded."""
+    from wordsight.cli.evaluate import describe
+
+    def load() -> Any:
+        model = candidate.load()
+        describe(run_dir / candidate.name, model)
+        return model
+
+    return replace(candidate, load=load)
 
 
 def _short_names(paths: list[str]) -> list[str]:

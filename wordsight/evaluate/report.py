@@ -14,11 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.evaluate.charts import Line, line_chart, smooth
+from wordsight.evaluate.finding_tables import read_findings, shown_table
+from wordsight.evaluate.kept import Kept
+from wordsight.evaluate.prompt_study_report import TASK as PROMPT_STUDY
 from wordsight.evaluate.prompt_study_report import study_sections
 from wordsight.evaluate.results import check_record, read_json, write_atomically
 
-TASK_NAMES = {"zero_shot": "Zero-shot classification", "retrieval": "Retrieval", "prompt_study": "Prompt study"}
+TASK_NAMES = {  # others: the words that they are made of
+    "zero_shot": "Zero-shot classification",
+    "knn": "Nearest neighbours",
+    "size_distance": "Size and distance",
+}
 METRIC_NAMES = {
+    "text": "text score",
+    "image": "image score",
+    "group": "group score",
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean per class",
@@ -32,8 +42,8 @@ MAX_GALLERY_BYTES = 40_000_000  # pictures beyond this are named instead of show
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `report.html` of a run folder from recipe.json, environment.json, metrics.jsonl, speed.jsonl, results.json and
-    gallery.json.
+    """Write `report.html` of a run folder from recipe.json, environment.json, metrics.jsonl, speed.jsonl, results.json,
+    gallery.json and the finding.json of each measurement.
 
     What is missing is said in its place. Everything that comes from data is escaped; the page runs no script and asks for no
     address.
@@ -63,7 +73,7 @@ def render_report(folder: Path) -> str:
         "wordsight.evaluate",
         title=folder.resolve().name,
         headlines=_headlines(records),
-        groups=_groups(records),
+        groups=_groups(records, _details(folder, sections)),
         comparisons=_comparisons(records),
         charts=_charts(lines, _json_lines(folder / "speed.jsonl")),
         studies=study_sections(folder),
@@ -93,14 +103,16 @@ def fill_page(package: str, template: str = "report.html.j2", **values: Any) -> 
 def percent(share: float) -> str:
     """A share as a percentage: one decimal, two digits that count where it is below 1%."""
     value = 100 * share
-    return f"{value:.1f}%" if value == 0 or value >= 0.95 else f"{value:.2g}%"
+    return f"{value:.1f}%" if value == 0 or abs(value) >= 0.95 else f"{value:.2g}%"
 
 
 def figure(value: float | None, unit: str) -> str:
     """A metric's value for a reader."""
     if value is None:
         return "–"
-    return percent(value) if unit == "fraction" else f"{value:,.0f}"
+    if unit == "fraction":
+        return percent(value)
+    return f"{value:,.0f}" if unit == "rank" else f"{value:.3g}"
 
 
 def unit_of(metric: str) -> str:
@@ -112,12 +124,19 @@ def metric_name(metric: str) -> str:
     """`image_to_text_R@5` -> `picture → text, R@5`."""
     if metric in METRIC_NAMES:
         return METRIC_NAMES[metric]
-    return metric.replace("image_to_text_", "picture → text, ").replace("text_to_image_", "text → picture, ").replace("_", " ")
+    named = metric.replace("image_to_text_", "picture → text, ").replace("text_to_image_", "text → picture, ")
+    return re.sub(r"\btop(\d+)\b", r"top-\1", named.replace("_", " "))
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
+def task_name(task: str) -> str:
+    """`size_distance` -> `Size distance`."""
+    words = task.replace("_", " ")
+    return TASK_NAMES.get(task, words[:1].upper() + words[1:])
+
+
+def _row(record: dict[str, Any], unit: str | None = None) -> dict[str, Any]:
     """A record with what the page needs to draw it; a share's bar is in percent of its track."""
-    unit = unit_of(record["metric"])
+    unit = unit or unit_of(record["metric"])
     row = record | {"name": metric_name(record["metric"]), "unit": unit, "lift": None, "bar": None}
     low, high = record["ci95"]
     if unit == "fraction" and low >= 0:  # a difference may lie below, and has no bar
@@ -135,32 +154,54 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _headlines(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One figure for each of up to four data sets: the first of HEADLINES that was measured there."""
+    """One figure for each of up to four data sets: the first of HEADLINES that was measured there, without training if it was."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for metric in HEADLINES:
-        for record in records:
+        for record in sorted(records, key=lambda record: record["task"] not in ("zero_shot", "retrieval")):
             if record["metric"] == metric:
                 found.setdefault((record["data"], record["split"]), record)
     order = list(dict.fromkeys((record["data"], record["split"]) for record in records))
-    return [_row(found[place]) for place in order if place in found][:4]
+    rows = [_row(found[place]) for place in order if place in found][:4]
+    return [row | {"task_name": task_name(row["task"])} for row in rows]
 
 
-def _groups(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _details(folder: Path, sections: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Place of a measurement -> its units, notes and table; what other sections of the page show is not shown twice."""
+    pictured = {(section["task"], section["data"], section["split"]) for section in sections}
+    found = {}
+    for path, kept in read_findings(folder):
+        elsewhere = kept.task == PROMPT_STUDY or (kept.task, kept.data, kept.split) in pictured
+        found[_place(kept)] = {
+            "units": {name: metric.unit for name, metric in kept.metrics.items()},
+            "notes": () if elsewhere else kept.notes,
+            "table": None if elsewhere else shown_table(kept.table, path.relative_to(folder).as_posix()),
+        }
+    return found
+
+
+def _place(kept: Kept) -> tuple[str, ...]:
+    return kept.task, kept.data, kept.split, kept.protocol
+
+
+def _groups(records: Sequence[dict[str, Any]], details: dict[tuple[str, ...], dict[str, Any]]) -> list[dict[str, Any]]:
     grouped: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        if record["task"] == "prompt_study" and "template" in record["metric"]:
+        if record["task"] == PROMPT_STUDY and "template" in record["metric"]:
             continue  # the study's own section has them
-        grouped[record["task"], record["data"], record["split"], record["protocol"]].append(_row(record))
+        place = record["task"], record["data"], record["split"], record["protocol"]
+        grouped[place].append(_row(record, details.get(place, {}).get("units", {}).get(record["metric"])))
     return [
         {
-            "task": TASK_NAMES.get(task, task),
-            "data": data,
-            "split": split,
-            "protocol": protocol,
+            "task": task_name(place[0]),
+            "data": place[1],
+            "split": place[2],
+            "protocol": place[3],
             "rows": rows,
             "fingerprint": rows[0]["fingerprint"],
+            "notes": details.get(place, {}).get("notes", ()),
+            "table": details.get(place, {}).get("table"),
         }
-        for (task, data, split, protocol), rows in grouped.items()
+        for place, rows in grouped.items()
     ]
 
 
@@ -177,7 +218,7 @@ def _comparisons(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 row = {"name": metric_name(metric), "seen": _row(seen), "unseen": _row(unseen)}
                 pairs[task, data, seen["split"], split].append(row)
     return [
-        {"task": TASK_NAMES.get(task, task), "data": data, "seen": seen, "unseen": unseen, "rows": rows}
+        {"task": task_name(task), "data": data, "seen": seen, "unseen": unseen, "rows": rows}
         for (task, data, seen, unseen), rows in pairs.items()
     ]
 
@@ -232,7 +273,7 @@ def _charts(lines: list[dict[str, Any]], speed: list[dict[str, Any]]) -> list[di
         if unit == "fraction":
             curves = [Line(curve.name, curve.xs, [100 * y for y in curve.ys]) for curve in curves]
         task, _, split = prefix.partition("/")
-        title = f"{TASK_NAMES.get(task, task)}, {split}" if split else task
+        title = f"{task_name(task)}, {split}" if split else task
         add(f"{title} ({'%' if unit == 'fraction' else unit})", curves, from_zero=True)
     for name, title, from_zero in (
         ("samples_per_s", "Samples per second", True),
@@ -282,7 +323,7 @@ def _inline(folder: Path, sections: list[dict[str, Any]]) -> list[dict[str, Any]
 
     return [
         section
-        | {"title": TASK_NAMES.get(section["task"], section["task"])}
+        | {"title": task_name(section["task"])}
         | {"words": [word | {"pictures": [picture(one) for one in word["pictures"]]} for word in section["words"]]}
         | {name: [picture(one) for one in section[name]] for name in ("pictures", "hits", "misses")}
         for section in sections

@@ -291,10 +291,10 @@ class _Work:
 
 def write_summary(folder: Path) -> None:
     """`results.json` and `report.html` of a model's folder, from all measurements in it."""
+    from wordsight.evaluate.finding_tables import read_findings
     from wordsight.evaluate.report import write_report
 
-    found = [read_kept(path.parent, outcomes=False) for path in sorted(folder.glob("*/finding.json"))]
-    records = [record for kept in found if kept is not None for record in kept.records()]
+    records = [record for _, kept in read_findings(folder) for record in kept.records()]
     write_atomically(folder / "results.json", json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     write_report(folder)
 
