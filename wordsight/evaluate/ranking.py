@@ -102,7 +102,7 @@ def _largest(vectors_QD: Tensor) -> float:
 def _exact_float32() -> Iterator[None]:
     """Float32 products in float32, whatever the user allows elsewhere: on the CPU only oneDNN computes them in bfloat16."""
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with torch.inference_mode():
             yield
