@@ -45,7 +45,7 @@ Examples:
 """,
 )
 def command() -> None:
-    """Look at a data set, find what is damaged in it, make shards of it, find hard negatives.
+    """Look at a data set, find what is damaged in it, make shards or a skewed split of it, find hard negatives.
 
     PATH is a tar shard, glob or brace expansion, a table (CSV, TSV, Parquet, JSON Lines), a folder of either or of pictures, a
     URL of shards (s3://...), or sample:SPLIT.
@@ -56,6 +56,7 @@ command.add_command(data_long_tail.command)
 
 
 @command.command(
+    short_help="Count samples, sizes, captions, labels, duplicates.",
     context_settings=SETTINGS,
     epilog="""\b
 Examples:
@@ -97,6 +98,7 @@ def stats(
 
 
 @command.command(
+    short_help="Decode every picture and list what can't be read.",
     context_settings=SETTINGS,
     epilog="""\b
 Examples:
@@ -147,6 +149,7 @@ def check(
 
 
 @command.command(
+    short_help="Write tar shards in WebDataset's layout.",
     context_settings=SETTINGS,
     epilog="""\b
 Examples:
@@ -242,6 +245,7 @@ def _rule(source: Source, text_rules: str, workers: int, quiet: bool) -> tuple[S
 
 @command.command(
     "mine-negatives",
+    short_help="Find hard negatives: similar texts of other pictures.",
     context_settings=SETTINGS,
     epilog="""\b
 Examples:

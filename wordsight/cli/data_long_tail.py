@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 @click.command(
     "long-tail",
+    short_help="Make a skewed split of balanced data.",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:

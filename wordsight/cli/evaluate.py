@@ -39,26 +39,48 @@ Examples:
 )
 @click.argument("model", required=False)
 @click.option("--data", "specs", multiple=True, metavar="PATH", help="Shards, table, folder, sample:SPLIT; repeatable.")
-@click.option("--suite", metavar="NAME", help="quick, clip27, datacomp38, robustness, failures, FILE.py.")
+@click.option("--suite", metavar="NAME", help="quick, failures, robustness, clip27, datacomp38, FILE.py.")
 @click.option("--model", "models", multiple=True, metavar="[NAME=]PATH", help="A model of the suite; repeatable.")
-@click.option("--root", type=click.Path(file_okay=False, path_type=Path), default="data", help="Where a suite's data lie. [data]")
+@click.option(
+    "--root", type=click.Path(file_okay=False, path_type=Path), default="data", help="Where a suite's data sets lie. [data]"
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 where a suite lacks data.")
 @click.option(
-    "--task", type=click.Choice(["zero_shot", "retrieval", "all"]), default="all", help="Default: all that the data allow."
+    "--task",
+    type=click.Choice(["zero_shot", "retrieval", "all"]),
+    default="all",
+    metavar="NAME",
+    help="zero_shot or retrieval. Default: all that the data allow.",
 )
-@click.option("--prompts", metavar="SET", help="simple, name, a set, a file; study[:SET]. Default: the model's.")
-@click.option("--classes", metavar="SET", help="A set's, or a file with one a line.")
-@click.option("--ensemble", type=click.Choice(["embeddings", "probabilities"]), help="What templates make. [embeddings]")
-@click.option("--glosses", metavar="FILE", help="Lines of CLASS<tab>GLOSS: crane (bird).")
-@click.option("--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of each picture.")
-@click.option("--split", metavar="NAME", help="In results.json. Default: told from PATH.")
+@click.option(
+    "--prompts", metavar="SET", help="simple, name, a set, a file; study[:SET] compares them. Default: the model's own."
+)
+@click.option("--classes", metavar="SET", help="Of a set, or a file with one a line. Default: the data's.")
+@click.option(
+    "--ensemble",
+    type=click.Choice(["embeddings", "probabilities"]),
+    metavar="WHAT",
+    help="Templates' mean of embeddings or probabilities. [embeddings]",
+)
+@click.option("--glosses", metavar="FILE", help="Lines of CLASS<tab>GLOSS, for 'CLASS (GLOSS)'.")
+@click.option(
+    "--captions", type=click.Choice(["all", "first"]), default="all", show_default=True, help="Of a picture, for retrieval."
+)
+@click.option("--split", metavar="NAME", help="Its name in results.json. Default: told from PATH.")
 @click.option("--run", "--run-dir", "run_dir", type=click.Path(file_okay=False, path_type=Path), help="Run folder to write to.")
 @click.option("--architecture", metavar="NAME", help="MODEL's, where the file does not say it.")
 @click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, metavar="N", help="Pictures at once.")
 @processes_option
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that decode, of each.")
-@click.option("--max-bad-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, help="More are an error.")
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Processes that decode.")
+@click.option(
+    "--max-bad-share",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="Of pictures that can't be read; more are an error.",
+)
 @click.option(
     "--cache",
     envvar="WORDSIGHT_CACHE",
@@ -95,7 +117,8 @@ def command(
     """Measure MODEL on data: zero-shot classification by labels, retrieval by captions, each figure with interval and chance.
 
     MODEL is all that wordsight.load takes. results.json and report.html go to --run, else to MODEL's own run folder, else to
-    runs/evaluate-MODEL. With --suite, many measurements of one or several models; what is in --run already is not done again.
+    runs/evaluate-MODEL. With --suite, many measurements of one or several models (quick: on embedded data); what is in --run
+    already is not done again.
     """
     wording = Wording(prompts, classes, ensemble, glosses)
     asked = Asked(task, wording, captions, batch_size, workers, max_bad_share, reduced_decode, cache)

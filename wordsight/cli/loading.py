@@ -46,7 +46,12 @@ def load_model(path_or_name: str, architecture: str | None, device: str, world: 
 def processes_option(command: Any) -> Any:
     """`--processes N`, as `wordsight train` has it."""
     return click.option(
-        "--processes", default=1, show_default=True, type=click.IntRange(1), help="Processes on this machine (or use torchrun)."
+        "--processes",
+        default=1,
+        show_default=True,
+        metavar="N",
+        type=click.IntRange(1),
+        help="Processes on this machine (or use torchrun).",
     )(command)
 
 

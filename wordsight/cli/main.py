@@ -23,7 +23,7 @@ COMMANDS = {
     "convert": "Write a checkpoint in another library's format.",
     "models": "List the catalogue, with sizes.",
     "cache": "Look at kept features: list, verify, prune.",
-    "data": "Look at a data set: stats, check, build.",
+    "data": "Look at a data set, check it, make shards or skewed splits of it.",
 }
 
 
