@@ -184,7 +184,8 @@ def test_a_killed_suite_goes_on_and_a_second_process_is_kept_out(tmp_path: Path)
 def test_other_folders_may_be_held(model: ColourModel, tmp_path: Path) -> None:
     """Two processes may share a run, each with models of its own."""
     with hold(tmp_path / "other", "measuring into"):
-        run_suite([SuiteItem(name="one", evaluator=Count())], [candidate(model)], tmp_path)
+        outcome = run_suite([SuiteItem(name="one", evaluator=Count())], [candidate(model)], tmp_path)
+    assert (outcome.again, outcome.failed) == (1, ())
 
 
 @pytest.mark.parametrize(
