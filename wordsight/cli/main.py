@@ -10,9 +10,9 @@ import click
 
 # command -> one line for `wordsight --help`; wordsight/cli/<command>.py ("-" is "_") has its click command, named `command`.
 COMMANDS = {
-    "quickstart": "Train a small CLIP on the embedded pictures, judge it and ask it things.",
+    "quickstart": "Train a small CLIP on embedded pictures, judge it, ask it things.",
     "train": "Train a model by a recipe, into a run folder.",
-    "evaluate": "Measure a model: zero-shot classification, retrieval, whole suites.",
+    "evaluate": "Measure models: zero-shot classification, retrieval, suites.",
     "compare": "Compare measured models by paired tests, in a page and tables.",
     "classify": "Name pictures from your own list of labels.",
     "adapt": "Learn a classifier from a few labelled pictures.",
@@ -23,7 +23,7 @@ COMMANDS = {
     "convert": "Write a checkpoint in another library's format.",
     "models": "List the catalogue, with sizes.",
     "cache": "Look at kept features: list, verify, prune.",
-    "data": "Look at a data set, check it, make shards or skewed splits of it.",
+    "data": "Look at a data set, check it, make shards or skewed splits.",
 }
 
 
