@@ -10,7 +10,7 @@ import click
 
 # command -> one line for `wordsight --help`; wordsight/cli/<command>.py ("-" is "_") has its click command, named `command`.
 COMMANDS = {
-    "quickstart": "Train a small CLIP on embedded pictures, judge it, ask it things.",
+    "quickstart": "Train a small CLIP on embedded pictures, judge it, use it.",
     "train": "Train a model by a recipe, into a run folder.",
     "evaluate": "Measure models: zero-shot classification, retrieval, suites.",
     "compare": "Compare measured models by paired tests, in a page and tables.",
