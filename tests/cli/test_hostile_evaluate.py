@@ -175,6 +175,17 @@ def test_suites_that_are_none(
     assert said in err
 
 
+@pytest.mark.parametrize("others", [[], ["--model", "MODEL"]])
+def test_a_wrong_path_of_a_model_leaves_no_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], others: list[str]
+) -> None:
+    words = ["evaluate", "--suite", "quick", "--model", "nowhere.pt", "--run", str(tmp_path / "run")]
+    code, _, err = typed([*words, *(str(model) if word == "MODEL" else word for word in others)], monkeypatch, capfd)
+    assert code == 1
+    assert "nowhere.pt: no such file or folder" in err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_suite_names_what_is_damaged_and_goes_on(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,6 +127,44 @@ def test_a_failure_and_missing_data_do_not_stop_the_rest(model: ColourModel, tmp
     assert not (tmp_path / "run" / "colours" / "broken" / "error.json").exists()
 
 
+def test_a_model_that_can_not_be_loaded_leaves_no_folder(tmp_path: Path) -> None:
+    def load() -> Any:
+        raise ValueError("no such weights")
+
+    with pytest.raises(ValueError, match="no such weights"):
+        run_suite([SuiteItem(name="one", evaluator=Count())], [Candidate(name="bad", load=load)], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_versions_are_told_and_an_own_evaluator_that_changed_is_measured_again(model: ColourModel, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def once(value: str) -> int:
+        (tmp_path / "own.py").write_text(
+            "from dataclasses import dataclass\n"
+            "from wordsight.evaluate.results import Finding\n"
+            "from wordsight.evaluate.suite import SuiteItem\n"
+            "from wordsight.types import Metric\n"
+            "@dataclass(frozen=True)\n"
+            "class Mine:\n"
+            "    def judge(self, model):\n"
+            f"        return Finding(task='mine', metrics={{'share': Metric({value}, 4, (0, 1))}}, protocol='', fingerprint='')\n"
+            "def suite(root):\n"
+            "    return [SuiteItem(name='one', evaluator=Mine())]\n"
+        )
+        return run_suite(
+            open_suite(str(tmp_path / "own.py"), tmp_path), [candidate(model)], tmp_path / "run", say=said.append
+        ).again
+
+    assert (once("0.5"), once("0.5"), once("0.25")) == (1, 0, 1)
+    assert said[1].endswith("measured before")
+    path = tmp_path / "run" / "colours" / "one" / "finding.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"versions": content["versions"] | {"wordsight": "0.0.9"}}))
+    assert once("0.25") == 0
+    assert "measured before with wordsight 0.0.9 (now " in said[-1]
+
+
 def test_a_damaged_measurement_is_made_anew(model: ColourModel, tmp_path: Path) -> None:
     items = [SuiteItem(name="one", evaluator=Count())]
     run_suite(items, [candidate(model)], tmp_path)

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +38,13 @@ def run(
         )
     if architecture is not None and len(models) > 1:
         raise click.UsageError("--architecture goes with one model: convert the others first (wordsight convert)")
+    from wordsight.cli.evaluate import describe
     from wordsight.evaluate.suite import run_suite
     from wordsight.evaluate.suites import open_suite
 
     outcome = run_suite(
         open_suite(suite, root),
-        [_described(candidate, run_dir) for candidate in candidates(models, architecture, device)],
+        candidates(models, architecture, device),
         run_dir,
         batch_size=asked.batch_size,
         num_workers=asked.workers,
@@ -52,6 +52,7 @@ def run(
         cache=asked.cache,
         progress=not as_json and sys.stderr.isatty(),
         say=lambda text: click.echo(text, err=True),
+        describe=describe,
     )
     if as_json:
         click.echo(json.dumps(_as_json(outcome, run_dir), indent=1, ensure_ascii=False))
@@ -74,18 +75,6 @@ def candidates(models: tuple[str, ...], architecture: str | None, device: str) -
         return lambda: load_model(path, architecture, device)
 
     return [Candidate(name=name, load=loader(path), source=path) for name, path in zip(names, paths, strict=True)]
-
-
-def _described(candidate: Candidate, run_dir: Path) -> Candidate:
-    """The same, whose folder tells machine, versions and command line once the model is loaded."""
-    from wordsight.cli.evaluate import describe
-
-    def load() -> Any:
-        model = candidate.load()
-        describe(run_dir / candidate.name, model)
-        return model
-
-    return replace(candidate, load=load)
 
 
 def _short_names(paths: list[str]) -> list[str]:

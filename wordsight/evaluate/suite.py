@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 import traceback
 from collections import Counter
@@ -24,7 +25,7 @@ from wordsight.data.features_in import VectorSource
 from wordsight.evaluate.embedding import Embedded, embed_source
 from wordsight.evaluate.feature_cache import Layer
 from wordsight.evaluate.folders import hold
-from wordsight.evaluate.kept import Kept, kept_of, read_kept, write_kept
+from wordsight.evaluate.kept import Kept, kept_of, read_kept, versions, write_kept
 from wordsight.evaluate.results import Finding, Judgement, fingerprint, name_data, write_atomically
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -126,6 +127,7 @@ def run_suite(
     cache: str | Path | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    describe: Callable[[Path, Any], None] = lambda folder, model: None,
 ) -> SuiteOutcome:
     """Measure every item on every model, what is there already left as it is; an item that fails is written down, the rest runs.
 
@@ -139,6 +141,7 @@ def run_suite(
         cache: folder of the feature cache; None: no cache.
         progress: show bars within items.
         say: gets a line an item.
+        describe: gets each model's folder and the model before it is measured, to write down more about the run.
 
     Raises:
         ValueError: no item or no model, two of one name, a model that can't be loaded, or another process writes there.
@@ -150,7 +153,7 @@ def run_suite(
     if len(models) > 1:  # a wrong path is told now and not after hours
         for model in models:
             model.load()
-    work = _Work(Path(run_dir), present, len(models), batch_size, num_workers, max_bad_share, cache, progress, say)
+    work = _Work(Path(run_dir), present, len(models), batch_size, num_workers, max_bad_share, cache, progress, say, describe)
     for order, model in enumerate(models):
         work.measure(model, order)
     return SuiteOutcome(measured=tuple(work.measured), again=work.again, failed=tuple(work.failed), missing=missing)
@@ -178,10 +181,11 @@ class _Work:
         cache: str | Path | None,
         progress: bool,
         say: Callable[[str], None],
+        describe: Callable[[Path, Any], None],
     ) -> None:
         self.run_dir, self.items, self.total = run_dir, items, len(items) * num_models
         self.batch_size, self.num_workers, self.max_bad_share = batch_size, num_workers, max_bad_share
-        self.cache, self.progress, self.say = cache, progress, say
+        self.cache, self.progress, self.say, self.describe = cache, progress, say, describe
         self.measured: list[tuple[str, Kept]] = []
         self.failed: list[tuple[str, str, str]] = []
         self.again = 0
@@ -192,8 +196,9 @@ class _Work:
     def measure(self, candidate: Candidate, order: int) -> None:
         """All items on one model."""
         folder = self.run_dir / candidate.name
+        model = candidate.load()  # one that can't be loaded leaves no folder behind
         with hold(folder, "measuring into"):
-            model = candidate.load()
+            self.describe(folder, model)
             about = {"name": candidate.name, "source": candidate.source or candidate.name, "order": order} | describe_model(model)
             for place, item in enumerate(self.items):
                 self._step += 1
@@ -212,7 +217,7 @@ class _Work:
             kept = None
         if kept is not None and kept.asked == asked:
             self.measured.append((about["name"], kept))
-            self.say(f"{head}: {_shown(kept)}, measured before")
+            self.say(f"{head}: {_shown(kept)}, measured before{_other_versions(kept)}")
             return
         began = time.monotonic()
         try:
@@ -334,7 +339,8 @@ def image_gflops(model: Any) -> float | None:
 def settings_of(value: Any) -> Any:
     """Plain values that say how an object was set up, to tell two of them apart.
 
-    Dataclasses count by their fields, other objects by their attributes, functions by their names.
+    Dataclasses count by their fields, other objects by their attributes, functions by their names. What is not of this package
+    counts by the text of its file too: a user who changes an evaluator wants another measurement.
     """
     if value is None or isinstance(value, str | int | float | bool):
         return value
@@ -345,13 +351,25 @@ def settings_of(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [settings_of(one) for one in (sorted(value, key=repr) if isinstance(value, set | frozenset) else value)]
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    if is_dataclass(value) and not isinstance(value, type):
-        return [kind, {one.name: settings_of(getattr(value, one.name)) for one in fields(value)}]
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{value.__module__}.{value.__qualname__}{_own_code(value.__module__)}"
+    kind += _own_code(type(value).__module__)
+    if is_dataclass(value):
+        return [kind, {one.name: settings_of(getattr(value, one.name)) for one in fields(value)}]
     if hasattr(value, "tobytes"):
         return [kind, hashlib.sha256(value.tobytes()).hexdigest()]
     return [kind, settings_of(vars(value)) if hasattr(value, "__dict__") else repr(value)]
+
+
+def _own_code(module: str) -> str:
+    """A digest of the file of a module that is not this package's; "" where it has none to be read."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if path is None or module.split(".")[0] == __name__.split(".")[0] or not path.endswith(".py"):
+        return ""
+    try:
+        return " " + hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def _digest(value: Any) -> str:
@@ -375,6 +393,13 @@ def _stamp(data: Any) -> Any:
             if about is not None and path.is_file():
                 found.append((str(path.relative_to(place)), about.st_size, about.st_mtime_ns))
     return _digest(found)
+
+
+def _other_versions(kept: Kept) -> str:
+    """What a measurement was made with that is another now; it stays, as most versions change no figure, but it is said."""
+    now = versions()
+    other = [f"{name} {kept.versions[name]} (now {now[name]})" for name in now if kept.versions.get(name, now[name]) != now[name]]
+    return f" with {', '.join(other)}; remove its folder to measure it with these" if other else ""
 
 
 def _shown(kept: Kept) -> str:
