@@ -412,12 +412,15 @@ def test_fine_tuning_is_cells_of_a_grid(tmp_path: Path, model: Any) -> None:
     assert set(GRID_PARTS) == set(PARTS) - {"full"}
     assert all(read_method(name).estimator in ("projection", "fine_tune", "lift") for name in GROUPS["tuned"])
     assert read_method("fine_tune+ldam+lora").settings == {"loss": "ldam", "part": "lora"}
-    for name in ("fine_tune", "fine_tune+lora", "lift+ldam", "projection+ldam+lora", "decoder+ldam+lora"):
+    assert read_method("fine_tune+ldam+lora+wise_ft").first == "fine_tune+ldam+lora"
+    assert read_method("projection+lade+wise_ft").first == "projection+lade"
+    for name in ("fine_tune", "fine_tune+lora", "lift+ldam", "projection+ldam+lora", "decoder+ldam+lora", "decoder+ldam+wise_ft"):
         with pytest.raises(ValueError, match="write zero_shot"):
             read_method(name)
     colour_folders(tmp_path / "colours", {"train": 6, "val": 3, "test": 3})
     data = skew(open_data(str(tmp_path / "colours")), 6, seed=1)
     names = ("projection+balanced_softmax", "fine_tune+cross_entropy", "fine_tune+ldam+last", "lift")
+    names += ("projection+balanced_softmax+wise_ft", "fine_tune+ldam+last+wise_ft")
     few = {name: {"epochs": 2, "batch_size": 8} for name in ("projection", "fine_tune", "lift")}
     asked = GridRequest(methods=names, seeds=(1,), parameters=few, many_above=4, few_below=2)
     summary = run_grid(model, data, tmp_path / "run", asked)
@@ -425,5 +428,10 @@ def test_fine_tuning_is_cells_of_a_grid(tmp_path: Path, model: Any) -> None:
     assert {one["method"] for one in summary["methods"]} == set(names)
     last: Any = wordsight.load_classifier(tmp_path / "run/cells/fine_tune+ldam+last/1/classifier", model)
     assert (last.part, last.loss, last.epochs) == ("last", "ldam", 2)
+    for name in names[-2:]:
+        between: Any = wordsight.load_classifier(tmp_path / f"run/cells/{name}/1/classifier", model)
+        found = json.loads((tmp_path / f"run/cells/{name}/1/result.json").read_text())
+        assert found["chosen"] == {"alpha": between.wise_ft_}
+        assert found["cost"]["seconds"] > found["own_cost"]["seconds"]
     with pytest.raises(ValueError, match=r"fine_tune.part can't be set in a grid: it is part of a cell's name"):
         GridRequest(parameters={"fine_tune": {"part": "lora"}})

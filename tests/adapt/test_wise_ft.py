@@ -111,6 +111,36 @@ def test_a_curve_says_what_each_alpha_is_worth(model: Any) -> None:
     assert wise_ft_curve(projection, features, LABELS, [1])[0].top1.value == projection.score(features, LABELS)
 
 
+@pytest.mark.parametrize("kind", [Projection, FineTune])
+def test_an_estimator_does_it_itself_by_a_share_or_on_validation(kind: Any, model: Any, tmp_path: Path) -> None:
+    settings = {"epochs": 5, "num_views": 0, "learning_rate": 3e-2 if kind is Projection else 3e-3, "loss": "balanced_softmax"}
+    given, others = colours(), (colours(24)[12:], LABELS)
+    if kind is Projection:
+        given, others = (image_features(model, one, layer="penultimate") for one in (given, others[0]))  # type: ignore[assignment]
+        others = (others, LABELS)  # type: ignore[assignment]
+    plain = kind(model, **settings).fit(given, LABELS, validation=others)
+    assert plain.wise_ft_ is None
+    half = kind(model, wise_ft=0.3, **settings).fit(given, LABELS)
+    assert half.wise_ft_ == 0.3
+    assert torch.equal(half.logits(given), wise_ft(plain, 0.3).logits(given))
+    chosen = kind(model, wise_ft="validation", **settings).fit(given, LABELS, validation=others)
+    best = choose_alpha(wise_ft_curve(plain, *others)).alpha
+    assert 0 < best < 1
+    assert chosen.wise_ft_ == best
+    assert torch.equal(chosen.logits(given), wise_ft(plain, best).logits(given))
+    loaded = load_classifier(chosen.save(tmp_path, with_model=False), model)
+    assert loaded.wise_ft_ == best  # type: ignore[attr-defined]
+    assert torch.equal(loaded.logits(given), chosen.logits(given))
+    nearer = wise_ft(half, 0.5)
+    assert nearer.wise_ft_ == 0.15
+    torch.testing.assert_close(nearer.logits(given), wise_ft(plain, 0.15).logits(given), rtol=1e-5, atol=1e-5)
+    for wrong in (-0.1, 1.1, float("nan"), "test"):
+        with pytest.raises(ValueError, match="wise_ft must be a number of 0 to 1, 'validation' or None, got"):
+            kind(model, wise_ft=wrong, **settings).fit(given, LABELS)
+    with pytest.raises(ValueError, match="chooses on validation pictures, and there are none"):
+        kind(model, wise_ft="validation", **settings).fit(given, LABELS)
+
+
 def test_the_best_is_chosen_and_of_equals_the_nearest_to_zero_shot() -> None:
     def point(alpha: float, top1: float, mean: float) -> WisePoint:
         return WisePoint(alpha=alpha, top1=Metric(top1, 9, (0, 1)), mean_per_class=Metric(mean, 9, (0, 1)))
@@ -135,6 +165,8 @@ def test_what_has_no_zero_shot_start_is_named(model: Any) -> None:
     ):
         with pytest.raises(ValueError, match=f"this {type(other).__name__} did not start as the zero-shot classifier"):
             wise_ft(other, 0.5)
+    with pytest.raises(ValueError, match="this FineTune did not start as the zero-shot classifier"):
+        FineTune(model, reads="penultimate", wise_ft=0.5).fit(pictures(), LABELS)
     with pytest.raises(ValueError, match="LinearProbe's weights do not start as the zero-shot classifier's"):
         wise_ft(LinearProbe(model, C=1.0).fit(pictures(), LABELS), 0.5)
     with pytest.raises(ValueError, match="X has 12 pictures and y 11 labels"):

@@ -151,6 +151,12 @@ def test_zero_shots_learn_nothing_and_say_so(place: Path, monkeypatch: pytest.Mo
         (["--method", "clap", "--loss", "focal"], "clap has no parameter 'loss'"),
         (["--stage2", "marc"], "--stage2 is of one method, such as --method decoder, got --method auto"),
         (["--method", "decoder", "--loss", "focal", "--set", "loss=grw"], "loss is given twice"),
+        (["--method", "decoder", "--loss", "nope"], "choose one of cross_entropy, class_balanced"),
+        (
+            ["--method", "decoder", "--stage2", "nope"],
+            "choose one of crt, lws, tau, ncm, disalign, marc, logit_adjustment, wise_ft",
+        ),
+        (["--method", "lift", "--stage2", "wise_ft"], "lift has no parameter 'wise_ft'"),
         (["--classes", "none.txt"], "no such file"),
         (["--test", "a", "--test", "b"], "judged by one --test"),
     ],
@@ -190,6 +196,12 @@ def test_a_decoder_with_its_loss_and_second_stage_is_one_cell(place: Path, monke
     assert result.exit_code == 0, result.output
     classifier: Any = wordsight.load_classifier(place / "cell")
     assert (classifier.loss, classifier.second_stage_) == ("balanced_softmax", "tau_normalisation")
+    words = [*words[:6], "--seeds", "1", "--run", "between", "--method", "projection", "--stage2", "wise_ft", "--set", "epochs=2"]
+    result = CliRunner().invoke(command, words)
+    assert result.exit_code == 0, result.output
+    between: Any = wordsight.load_classifier(place / "between")
+    assert between.wise_ft == "validation"
+    assert 0 <= between.wise_ft_ <= 1
 
 
 def test_help_fits_a_screen_and_has_two_examples() -> None:

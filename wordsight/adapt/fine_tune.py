@@ -104,6 +104,8 @@ class FineTune(AdaptedClassifier):
         test_crops: views that a picture is classified by, whose logits are averaged: 1, the model's own; 5, the middle and the
             corners of the picture at a larger size; 10, these mirrored too (LIFT's test-time ensemble).
         expand_px: how much larger; None: 24 of 224 px, as in LIFT.
+        wise_ft: what lies between zero-shot and fine-tuned, see `wordsight.adapt.wise_ft`: the fine-tuned weights' share; or
+            "validation": the share that is best there; None: all.
         keep_mb: megabytes of decoded pictures that stay in memory while learning; the others are decoded each time.
         seed: of weights, rows and views.
         progress: show a bar.
@@ -112,10 +114,12 @@ class FineTune(AdaptedClassifier):
         tuned_: the `TunedTower`.
         counts_: float64 [C], training pictures of each class, or the sum of their weights.
         scale_: s.
+        wise_ft_: the fine-tuned weights' share; None: they are as they were learned.
     """
 
     layer = "pictures"  # type: ignore[assignment]  # no features: the tower changes
-    saved = ("counts_", "scale_")
+    wise_ft_: float | None
+    saved = ("counts_", "scale_", "wise_ft_")
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class FineTune(AdaptedClassifier):
         min_crop: float = CROP_SCALE[0],
         test_crops: int = 1,
         expand_px: int | None = None,
+        wise_ft: float | Literal["validation"] | None = None,
         keep_mb: float = 2000,
         seed: int = 0,
         progress: bool = False,
@@ -182,6 +187,7 @@ class FineTune(AdaptedClassifier):
         self.min_crop = min_crop
         self.test_crops = test_crops
         self.expand_px = expand_px
+        self.wise_ft = wise_ft
         self.keep_mb = keep_mb
         self.seed = seed
         self.progress = progress
@@ -192,15 +198,18 @@ class FineTune(AdaptedClassifier):
         Args:
             X: N pictures.
             y: N class names.
-            validation: not used: nothing is chosen; see `wordsight.adapt.wise_ft` for what may be.
+            validation: (X, y) of other pictures, by which wise_ft="validation" chooses; nothing else is chosen.
             sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0.
 
         Raises:
             ValueError: see `AdaptedClassifier.fit`; an unknown setting, a part that the tower does not have, features in place of
                 pictures, weights that do not fit.
         """
+        from wordsight.adapt.wise_ft import check_wanted, mix_as_wanted  # which is built on this class
+
         self._check_model()
         self._check_settings()
+        check_wanted(self, validation)
         pictures, labels = self._pictures(X), _labels(X, y)
         weights_N = sample_weights(sample_weight, len(labels))
         if weights_N is not None and len(labels) == len(pictures):
@@ -217,6 +226,8 @@ class FineTune(AdaptedClassifier):
         reader = PictureReader(self.model.preprocessor, pictures, seed=self.seed, min_crop=self.min_crop, keep_mb=self.keep_mb)
         num_views = FRESH_VIEWS if self.num_views is None else self.num_views
         train(self.tuned_, reader, targets_N, loss, schedule, num_views=num_views, weights_N=weights_N, progress=self.progress)
+        self.wise_ft_ = None
+        mix_as_wanted(self, validation)
         return self
 
     def logits(self, X: Any) -> Tensor:

@@ -38,11 +38,12 @@ from wordsight.adapt.costs import Cost, Meter, total
 from wordsight.adapt.estimator import CONFIG, MODEL, TENSORS, load_classifier, model_fingerprint
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.grid_figures import summarise, write_figures
-from wordsight.adapt.grid_methods import STAGES, GridRequest, read_method
+from wordsight.adapt.grid_methods import STAGES, WISE_FT, GridRequest, read_method
 from wordsight.adapt.judge import _write_csv
 from wordsight.adapt.learn import make, weight_arguments
 from wordsight.adapt.second_stage import second_stage
 from wordsight.adapt.tail_data import Inputs, Part, TailData, answers, prepare
+from wordsight.adapt.wise_ft import on_validation
 from wordsight.data.few_shot import Splits
 from wordsight.evaluate import long_tail
 from wordsight.evaluate.metrics import mean_per_class, mean_per_class_interval
@@ -234,9 +235,12 @@ class _Grid:
             first, cost = self._first(what.first, seed)
             train, held_out = inputs.of("train", first), inputs.held_out(first)
             with Meter(next(self.model.parameters()).device) as meter:
-                kind = STAGES[what.stage2 or ""]
-                labels, weights = list(self.data.train.labels), weight_arguments(what.estimator, self.data.train)
-                classifier = second_stage(first, kind, train, labels, validation=held_out, **weights)
+                if what.stage2 == WISE_FT:
+                    classifier = on_validation(first, held_out)
+                else:
+                    kind = STAGES[what.stage2 or ""]
+                    labels, weights = list(self.data.train.labels), weight_arguments(what.estimator, self.data.train)
+                    classifier = second_stage(first, kind, train, labels, validation=held_out, **weights)
         if any(read_method(method).first == name for method in self.request.methods):
             self.fitted[name] = classifier
         return self._write(cell, classifier, inputs, meter.cost, cost)
@@ -325,7 +329,7 @@ def _validation(data: TailData, predicted: np.ndarray) -> dict[str, Any]:
 
 def _chosen(classifier: Any) -> dict[str, float]:
     """What a method has chosen on validation."""
-    names = {"C_": "C", "second_stage_tau_": "tau"}
+    names = {"C_": "C", "second_stage_tau_": "tau", "wise_ft_": "alpha"}
     found = {name: getattr(classifier, attribute, None) for attribute, name in names.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 

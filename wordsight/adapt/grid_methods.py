@@ -17,6 +17,7 @@ STAGES = {  # as cells are called -> second_stage.KINDS
     "marc": "marc",
     "logit_adjustment": "logit_adjustment",
 }
+WISE_FT = "wise_ft"  # the second stage of what starts as zero-shot: weights between the two, chosen on validation
 ALL = (  # a second stage mends what cross entropy learns of unequal classes; after another loss it can be asked for by name
     "zero_shot",
     "linear_probe",
@@ -43,8 +44,10 @@ PARTS = ("last", "lora", "adaptformer")  # of an image tower, that fine_tune may
 TUNED = (  # nor these: each cell looks at every picture anew in each epoch
     "projection+cross_entropy",
     "projection+balanced_softmax",
+    "projection+balanced_softmax+wise_ft",
     "fine_tune+cross_entropy",
     "fine_tune+balanced_softmax",
+    "fine_tune+balanced_softmax+wise_ft",
     *(f"fine_tune+balanced_softmax+{part}" for part in PARTS),
     "lift",
 )
@@ -56,8 +59,8 @@ _IN_NAME, _SHARED = "it is part of a cell's name", "all cells share the run's"
 OWN_SETTINGS = {  # that the grid gives an estimator itself
     "decoder": {"loss": _IN_NAME, "stage2": _IN_NAME, "cache": _SHARED},
     "coop": {"loss": _IN_NAME},
-    "projection": {"loss": _IN_NAME},
-    "fine_tune": {"loss": _IN_NAME, "part": _IN_NAME},
+    "projection": {"loss": _IN_NAME, "wise_ft": _IN_NAME},
+    "fine_tune": {"loss": _IN_NAME, "part": _IN_NAME, "wise_ft": _IN_NAME},
 }
 
 
@@ -68,7 +71,7 @@ class CellMethod:
     Attributes:
         estimator: one of ESTIMATORS.
         loss: of an estimator WITH_LOSS.
-        stage2: of the decoder, a key of STAGES, or None.
+        stage2: of the decoder, a key of STAGES; of projection and fine_tune WISE_FT; or None.
         part: of fine_tune, one of PARTS; None: the whole tower.
         sampling: of the decoder, where its name says it.
     """
@@ -87,11 +90,12 @@ class CellMethod:
     @property
     def first(self) -> str | None:
         """The name of the cell that a second stage starts from."""
-        return None if self.stage2 is None else f"{self.estimator}+{self.loss}"
+        return None if self.stage2 is None else "+".join(one for one in (self.estimator, self.loss, self.part) if one is not None)
 
 
 def read_method(name: str) -> CellMethod:
-    """A plain estimator's name, one with its LOSS, decoder+LOSS+STAGE or fine_tune+LOSS+PART.
+    """A plain estimator's name, one with its LOSS, decoder+LOSS+STAGE or fine_tune+LOSS+PART; projection and fine_tune with
+    WISE_FT behind it.
 
     Raises:
         ValueError: another name, with what there is.
@@ -105,13 +109,18 @@ def read_method(name: str) -> CellMethod:
             return CellMethod(estimator=estimator, loss=loss)
         case ["decoder", loss, stage] if loss in LOSSES and stage in STAGES:
             return CellMethod(estimator="decoder", loss=loss, stage2=stage)
+        case [("projection" | "fine_tune") as estimator, loss, "wise_ft"] if loss in LOSSES:
+            return CellMethod(estimator=estimator, loss=loss, stage2=WISE_FT)
         case ["fine_tune", loss, part] if loss in LOSSES and part in PARTS:
             return CellMethod(estimator="fine_tune", loss=loss, part=part)
+        case ["fine_tune", loss, part, "wise_ft"] if loss in LOSSES and part in PARTS:
+            return CellMethod(estimator="fine_tune", loss=loss, part=part, stage2=WISE_FT)
     with_loss = ", ".join(f"{one}+LOSS" for one in WITH_LOSS)
     raise ValueError(
-        f"no method {name!r}: write {', '.join(PLAIN)}, {with_loss}, decoder+LOSS+STAGE, fine_tune+LOSS+PART or "
-        f"decoder+class_balanced_sampling, with LOSS one of {', '.join(LOSSES)}, STAGE one of {', '.join(STAGES)}, and PART one "
-        f"of {', '.join(PARTS)}; or {' or '.join(GROUPS)} for many of them"
+        f"no method {name!r}: write {', '.join(PLAIN)}, {with_loss}, decoder+LOSS+STAGE, fine_tune+LOSS+PART, "
+        f"decoder+class_balanced_sampling, or {WISE_FT} behind projection's and fine_tune's, with LOSS one of "
+        f"{', '.join(LOSSES)}, STAGE one of {', '.join(STAGES)}, and PART one of {', '.join(PARTS)}; or "
+        f"{' or '.join(GROUPS)} for many of them"
     )
 
 

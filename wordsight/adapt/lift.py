@@ -43,6 +43,7 @@ class LIFT(FineTune):
     decay = "cosine"
     warmup_steps = 0
     sampling = "instance"
+    wise_ft = None
 
     def __init__(  # its parent's stores what is a setting there, and fixed here
         self,

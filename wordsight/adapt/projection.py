@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -60,6 +60,8 @@ class Projection(AdaptedClassifier):
         epochs: passes over the pictures, may be a fraction; 0 leaves all as it starts.
         batch_size, learning_rate, momentum, weight_decay, optimizer, decay, warmup_steps, sampling: see `Schedule`.
         num_views: random views to learn from; 0: the fixed one.
+        wise_ft: what lies between zero-shot and fine-tuned, see `wordsight.adapt.wise_ft`: the fine-tuned weights' share; or
+            "validation": the share that is best there; None: all.
         seed: of rows and views.
         progress: show a bar.
 
@@ -69,11 +71,13 @@ class Projection(AdaptedClassifier):
         vectors_: float32 [C, D].
         scale_: s.
         counts_: float64 [C], training pictures of each class, or the sum of their weights.
+        wise_ft_: the fine-tuned weights' share; None: they are as they were learned.
     """
 
     layer: Layer = "penultimate"
     unit_length = False
-    saved = ("matrix_", "offset_", "vectors_", "scale_", "counts_")
+    wise_ft_: float | None
+    saved = ("matrix_", "offset_", "vectors_", "scale_", "counts_", "wise_ft_")
 
     def __init__(
         self,
@@ -96,6 +100,7 @@ class Projection(AdaptedClassifier):
         warmup_steps: int | None = None,
         sampling: str = "instance",
         num_views: int = 0,
+        wise_ft: float | Literal["validation"] | None = None,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -117,6 +122,7 @@ class Projection(AdaptedClassifier):
         self.warmup_steps = warmup_steps
         self.sampling = sampling
         self.num_views = num_views
+        self.wise_ft = wise_ft
         self.seed = seed
         self.progress = progress
 
@@ -126,13 +132,19 @@ class Projection(AdaptedClassifier):
         Args:
             X: N pictures or features.
             y: N class names.
-            validation: not used: nothing is chosen; see `wordsight.adapt.wise_ft` for what may be.
+            validation: (X, y) of other pictures, by which wise_ft="validation" chooses; nothing else is chosen.
             sample_weight: [N], how much each picture counts in the loss and in the classes' counts, at least 0.
 
         Raises:
             ValueError: see `AdaptedClassifier.fit`; features of another width, an unknown setting, weights that do not fit.
         """
-        return self._learn(X, y, validation, sample_weight)
+        from wordsight.adapt.wise_ft import check_wanted, mix_as_wanted  # which is built on this class
+
+        check_wanted(self, validation)
+        self._learn(X, y, validation, sample_weight)
+        self.wise_ft_ = None
+        mix_as_wanted(self, validation)
+        return self
 
     def _fit(
         self,

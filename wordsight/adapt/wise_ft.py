@@ -2,7 +2,7 @@
 
 theta(alpha) = (1 - alpha) theta_zero_shot + alpha theta_fine_tuned, for the image tower and the head alike; alpha = 0 is the
 zero-shot classifier and alpha = 1 the fine-tuned one. Of LoRA it is the merged matrices that are interpolated, of AdaptFormer the
-matrix that was 0 at first.
+matrix that was 0 at first. `FineTune` and `Projection` do it themselves after they have learned, where `wise_ft` asks for it.
 
 Shape legend: N pictures, C classes, D embedding width.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from wordsight.adapt.clap import CLAP
 from wordsight.adapt.cross_modal import CrossModalProbe
 from wordsight.adapt.decoder import class_vectors
-from wordsight.adapt.estimator import AdaptedClassifier, _are_pictures, _labels
+from wordsight.adapt.estimator import AdaptedClassifier, Validation, _are_pictures, _labels
 from wordsight.adapt.fine_tune import FineTune, TunedTower
 from wordsight.adapt.picture_reader import PictureReader
 from wordsight.adapt.projection import Projection
@@ -32,6 +32,7 @@ from wordsight.types import Metric
 LINEAR = (CLAP, CrossModalProbe)  # a vector a class, which starts as its text
 ALPHAS = tuple(i / 10 for i in range(11))
 BY = ("top1", "mean_per_class")
+BY_VALIDATION = "validation"
 
 Fitted = TypeVar("Fitted", bound=AdaptedClassifier)
 
@@ -74,12 +75,14 @@ def wise_ft(fitted: Fitted, alpha: float) -> Fitted:
     match mixed:
         case FineTune():
             _mix_tower(mixed, mix)
+            mixed.wise_ft_ = alpha if mixed.wise_ft_ is None else alpha * mixed.wise_ft_  # of a mixture, a point nearer
         case Projection():
             matrix_FD, offset_D = mixed._start()
             mixed.matrix_ = mix(matrix_FD, mixed.matrix_)
             mixed.offset_ = mix(torch.zeros_like(mixed.offset_) if offset_D is None else offset_D, mixed.offset_)
             mixed.vectors_ = mix(mixed._text_rows(), mixed.vectors_)
             mixed.scale_ = mix.number(mixed._scale(), mixed.scale_)
+            mixed.wise_ft_ = alpha if mixed.wise_ft_ is None else alpha * mixed.wise_ft_
         case _:
             _mix_linear(mixed, mix)
     return mixed
@@ -126,6 +129,43 @@ def choose_alpha(points: Sequence[WisePoint], by: str = "mean_per_class") -> Wis
     return max(points, key=lambda point: (getattr(point, by).value, -point.alpha))
 
 
+def on_validation(fitted: Fitted, validation: Validation | None) -> Fitted:
+    """The mixture whose mean per class is highest on validation pictures, of `ALPHAS`.
+
+    Raises:
+        ValueError: no validation pictures; see `wise_ft`.
+    """
+    if validation is None:
+        raise ValueError("an alpha is chosen on validation pictures, and there are none: give some, or a number of 0 to 1")
+    return wise_ft(fitted, choose_alpha(wise_ft_curve(fitted, *validation)).alpha)
+
+
+def check_wanted(learner: FineTune | Projection, validation: Validation | None) -> None:
+    """Refuse a setting `wise_ft` that can't be done, before anything is learned.
+
+    Raises:
+        ValueError: neither None, "validation" nor a number of 0 to 1; no validation pictures; no start as zero-shot.
+    """
+    wanted = learner.wise_ft
+    if wanted is None:
+        return
+    if wanted != BY_VALIDATION and not (isinstance(wanted, int | float) and 0 <= wanted <= 1):
+        raise ValueError(f"wise_ft must be a number of 0 to 1, {BY_VALIDATION!r} or None, got {wanted!r}")
+    if wanted == BY_VALIDATION and validation is None:
+        raise ValueError("wise_ft='validation' chooses on validation pictures, and there are none: give some, or a number")
+    if isinstance(learner, FineTune):
+        _check_start(learner)
+
+
+def mix_as_wanted(fitted: FineTune | Projection, validation: Validation | None) -> None:
+    """What `wise_ft` asks of a classifier that has just learned, done to it."""
+    if fitted.wise_ft is None:
+        return
+    by_validation = fitted.wise_ft == BY_VALIDATION
+    mixed = on_validation(fitted, validation) if by_validation else wise_ft(fitted, float(fitted.wise_ft))
+    fitted.__dict__.update(mixed.__dict__)
+
+
 @dataclass(frozen=True)
 class _Mix:
     """(1 - alpha) a + alpha b, exact at both ends."""
@@ -139,12 +179,16 @@ class _Mix:
         return tuned if self.alpha == 1 else zero_shot + self.alpha * (tuned - zero_shot)
 
 
-def _mix_tower(mixed: FineTune, mix: _Mix) -> None:
-    if mixed.init != "text" or mixed.reads != "projected":
+def _check_start(learner: FineTune) -> None:
+    if learner.init != "text" or learner.reads != "projected":
         raise ValueError(
-            f"this {type(mixed).__name__} did not start as the zero-shot classifier, so weights between the two mean nothing: it "
-            f"has init={mixed.init!r} and reads={mixed.reads!r}, and needs init='text' and reads='projected'"
+            f"this {type(learner).__name__} did not start as the zero-shot classifier, so weights between the two mean nothing: "
+            f"it has init={learner.init!r} and reads={learner.reads!r}, and needs init='text' and reads='projected'"
         )
+
+
+def _mix_tower(mixed: FineTune, mix: _Mix) -> None:
+    _check_start(mixed)
     tuned: TunedTower = mixed._build()
     learned = mixed.tuned_.learned()
     with torch.no_grad():

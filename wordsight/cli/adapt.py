@@ -33,7 +33,7 @@ Examples:
 @click.option("--seeds", default="1,2,3", show_default=True, metavar="A,B", help="Of the draws.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Of the method; with auto METHOD.KEY=VALUE.")
 @click.option("--loss", metavar="NAME", help="balanced_softmax, ldam, ...: as --set loss=NAME.")
-@click.option("--stage2", metavar="NAME", help="Of the decoder: as --set stage2=NAME.")
+@click.option("--stage2", metavar="NAME", help="marc, tau, ...: of the decoder; wise_ft of others.")
 @click.option("--classes", metavar="A,B|FILE", help="All class names. Default: those of the data.")
 @click.option("--test", "tests", multiple=True, metavar="DATA", help="Judge by this, not by the data's own split.")
 @click.option("--val", metavar="DATA", help="Choose by this, not by the data's own split.")
@@ -88,14 +88,7 @@ def command(
         "classes": classes,
         **({} if weights is None else {"weights": str(weights)}),
     }
-    if stage2 is not None:
-        from wordsight.adapt.grid_methods import STAGES
-
-        stage2 = STAGES.get(stage2, stage2)
-    for name, value in (("loss", loss), ("stage2", stage2)):
-        if value is not None and method == "auto":
-            raise click.UsageError(f"--{name} is of one method, such as --method decoder, got --method auto")
-        settings += () if value is None else (f"{name}={value}",)
+    settings += _loss_and_stage(method, loss, stage2)
     request = _request(method, shots, allow_fewer, seeds, settings, protocol, budget, words)
 
     from wordsight.adapt.pictures import open_data
@@ -117,6 +110,30 @@ def command(
 
     summary = adapt(model, splits, run_dir, request, others=others, progress=progress, say=say)
     _print_summary(summary, run_dir)
+
+
+def _loss_and_stage(method: str, loss: str | None, stage2: str | None) -> tuple[str, ...]:
+    """--loss and --stage2 as settings, by the names that a grid's cells have.
+
+    Raises:
+        click.UsageError: no such loss or second stage, or no single method that they could be of.
+    """
+    for name, value in (("loss", loss), ("stage2", stage2)):
+        if value is not None and method == "auto":
+            raise click.UsageError(f"--{name} is of one method, such as --method decoder, got --method auto")
+    if loss is None and stage2 is None:
+        return ()
+    from wordsight.adapt.grid_methods import STAGES, WISE_FT
+    from wordsight.adapt.imbalanced import LOSSES
+
+    if loss is not None and loss not in LOSSES:
+        raise click.BadParameter(f"choose one of {', '.join(LOSSES)}; got {loss!r}", param_hint="'--loss'")
+    if stage2 is not None and stage2 not in (*STAGES, WISE_FT):
+        raise click.BadParameter(f"choose one of {', '.join((*STAGES, WISE_FT))}; got {stage2!r}", param_hint="'--stage2'")
+    found = () if loss is None else (f"loss={loss}",)
+    if stage2 == WISE_FT:
+        return (*found, f"{WISE_FT}=validation")
+    return found if stage2 is None else (*found, f"stage2={STAGES[stage2]}")
 
 
 def _request(
