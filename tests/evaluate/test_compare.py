@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from wordsight.evaluate.compare import Comparison, compare, holm, paired_test, read_runs
+from wordsight.evaluate.compare import Comparison, bootstrap_draws, compare, holm, paired_test, read_runs
 from wordsight.evaluate.compare_report import FILES, latex, render_html, render_latex, render_markdown, write_comparison
 from wordsight.evaluate.intervals import paired_bootstrap
 from wordsight.evaluate.kept import Kept, read_kept, write_kept
@@ -160,6 +160,9 @@ def test_three_models_against_the_one_in_the_middle(tmp_path: Path) -> None:
     assert all(test.p_holm < 1e-4 and test.difference > 0.2 for test in tests if test.model == "good")
     assert all(test.p_holm == test.p_value == 1 and test.difference == 0 for test in tests if test.model == "same")
     assert found.means["good"].value == pytest.approx(np.mean([row.figures["good"].value for row in found.rows]))
+    table = render_markdown(found)
+    assert re.search(r"\| first \| top-1 accuracy \| [^|]+ \| [^|]+%\); \+\d+\.\d \(\+\d", table), "with the difference"
+    assert "| mean of 4 measurements |" in table
     assert found.means["good"].ci95[1] - found.means["good"].value == pytest.approx(0.1 / 2), "four equal half-widths"
 
 
@@ -184,6 +187,28 @@ def test_what_was_measured_differently_is_not_tested(tmp_path: Path) -> None:
     assert "a and d have the same weights" in found.notes
     assert "measured differently" in render_html(found)
     assert "measured differently" in render_markdown(found)
+
+
+def test_a_figure_that_is_no_mean_over_samples_is_said_to_be_untested(tmp_path: Path) -> None:
+    figures = {name: Metric(0.5, 30, (0.4, 0.6), chance=0.1) for name in ("map_11_point", "top1")}
+    for name in ("a", "b"):
+        keep(tmp_path / name, np.arange(30) % 2, item="voc_sets", metrics=figures, headline="map_11_point")
+    (row,) = compare(read_runs([tmp_path / "a", tmp_path / "b"])).rows
+    assert (row.title, row.tests) == ("voc sets", ())
+    assert row.warnings == ("b and a are not tested: mAP, 11-point is no mean over samples, compare the intervals",)
+
+
+def test_more_tests_get_more_draws(tmp_path: Path) -> None:
+    """With 5,000 draws the smallest p of 150 tests would be .06 after adjustment, and no difference could be sure."""
+    assert (bootstrap_draws(3), bootstrap_draws(150), bootstrap_draws(10**6)) == (5000, 15_000, 50_000)
+    groups = [str(i // 2) for i in range(400)]
+    draw = np.random.default_rng(0)
+    for name, share in (("a", 0.1), ("b", 0.9)):
+        for k in range(80):
+            keep(tmp_path / name, outcomes(draw.random(400) < share, groups=groups), item=f"set-{k}", order=k)
+    found = compare(read_runs([tmp_path / "a", tmp_path / "b"]))
+    assert all(test.method == "paired bootstrap" and test.p_holm < 0.05 for row in found.rows for test in row.tests)
+    assert "no smaller than 0.00025 before" in render_markdown(found)
 
 
 def test_results_without_outcomes_are_shown_only(tmp_path: Path) -> None:

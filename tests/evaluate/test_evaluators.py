@@ -30,6 +30,10 @@ def test_zero_shot_figures_and_confusions(model: ColourModel, colour_folder: Fol
     assert (top5.value, top5.chance) == (1.0, 5 / 6)
     assert per_class.value == pytest.approx((4 / 6 + 1 + 1) / 3)
     assert per_class.ci95[0] <= per_class.value <= per_class.ci95[1]
+    samples = {one.metric: one.values for one in outcome.outcomes}
+    assert {name: values.mean() for name, values in samples.items()} == pytest.approx(
+        {"top1": top1.value, "mean_per_class": per_class.value}
+    ), "both can be tested in pairs"
     assert outcome.confusions == [{"label": "red", "count": 6, "right": 4, "taken_for": [["blue", 2]]}]
     assert ZeroShot(prompts="name").run(model, root)["top1"].chance == 1 / 3, "classes default to the labels of the data"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.evaluate.conftest import COLOURS, ColourModel, picture
 from wordsight.evaluate import Retrieval, ZeroShot, embed_source, write_examples, write_report, write_results
 from wordsight.evaluate.charts import Line, line_chart, short, smooth, ticks
-from wordsight.evaluate.report import percent
+from wordsight.evaluate.report import metric_name, percent
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'>{{ 7*7 }}{% raw %}</style>red"
 
@@ -166,6 +166,23 @@ def test_examples_are_even_deterministic_and_right(
     assert not (tmp_path / "run" / "gallery" / "0123.webp").exists()
     names = {one["file"] for one in section["hits"] + section["misses"] + section["pictures"]}
     assert names <= {one.name for one in (tmp_path / "run" / "gallery").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("top1", "top-1 accuracy"),
+        ("text_to_image_R@5", "text → picture, R@5"),
+        ("top1_1_shot", "top-1, 1 shot a class"),
+        ("top1_16_shot", "top-1, 16 shots a class"),
+        ("map_11_point", "mAP, 11-point"),
+        ("trained_unseen_drawing_top1", "trained concepts, unseen drawing top-1"),
+        ("imagenet_a_in_top1", "ImageNet-A, top-1 on ImageNet's pictures of its classes"),
+        ("gaussian_noise_top1", "gaussian noise top-1"),
+    ],
+)
+def test_metrics_have_names_for_people(name: str, said: str) -> None:
+    assert metric_name(name) == said
 
 
 def test_charts_survive_odd_curves() -> None:

@@ -21,11 +21,12 @@ import numpy as np
 
 from wordsight.evaluate.intervals import mcnemar, paired_bootstrap
 from wordsight.evaluate.kept import Kept, read_kept
-from wordsight.evaluate.report import unit_of
+from wordsight.evaluate.report import metric_name, task_name, unit_of
 from wordsight.evaluate.results import Outcomes, check_record, read_json
 from wordsight.types import Metric
 
-DRAWS = 5000  # of the bootstrap: p values down to 0.0004, so that they bear an adjustment
+DRAWS, MOST_DRAWS = 5000, 50_000  # of the bootstrap: p is no smaller than 2 / draws
+DRAWS_A_TEST = 100  # so that the smallest p, adjusted for all tests, is .02: a sure difference among many can be seen
 Place = tuple[str, str, str]  # task, data, split
 
 
@@ -60,7 +61,7 @@ class Test:
         only_model, only_baseline: samples that the other one lacks, which are left out.
         difference, ci95: mean of the model minus that of the baseline on the N, paired.
         method: "McNemar" or "paired bootstrap".
-        p_value, p_holm: raw, and adjusted for all tests of the comparison.
+        p_value, p_holm: raw, and adjusted for all tests of the comparison. A bootstrap's is no smaller than 2 / draws.
     """
 
     model: str
@@ -101,7 +102,8 @@ class Row:
     @property
     def title(self) -> str:
         """What a reader calls it."""
-        return self.item or " · ".join(self.place)
+        task, data, split = self.place
+        return self.item.replace("_", " ") or f"{task_name(task)} · {data} · {split}"
 
     @property
     def comparable(self) -> bool:
@@ -254,8 +256,14 @@ def compare(runs: Sequence[Run], *, baseline: str | Path | None = None, metrics:
                     places[(kept.task, kept.data, kept.split), metric][run.name].append(kept)
     if not places:
         raise ValueError(f"no measurement has a metric {' or '.join(map(repr, metrics))}")
-    rows = [_row(place, metric, _same_protocol(found), first.name) for (place, metric), found in places.items()]
+    draws = bootstrap_draws(sum(len(found) - 1 for found in places.values() if first.name in found))
+    rows = [_row(place, metric, _same_protocol(found), first.name, draws) for (place, metric), found in places.items()]
     return Comparison(runs=tuple(ordered), rows=tuple(_adjusted(rows)), notes=tuple(_notes(ordered)))
+
+
+def bootstrap_draws(num_tests: int) -> int:
+    """How often groups are drawn anew for each of so many tests."""
+    return min(MOST_DRAWS, max(DRAWS, DRAWS_A_TEST * num_tests))
 
 
 def _baseline(runs: Sequence[Run], wanted: str | Path | None) -> Run:
@@ -277,7 +285,7 @@ def _same_protocol(found: dict[str, list[Kept]]) -> dict[str, Kept]:
     return {name: max(own, key=lambda kept: shared[kept.protocol]) for name, own in found.items()}
 
 
-def _row(place: Place, metric: str, found: dict[str, Kept], baseline: str) -> Row:
+def _row(place: Place, metric: str, found: dict[str, Kept], baseline: str, draws: int) -> Row:
     tests, warnings = [], []
     first = found.get(baseline)
     for name, kept in found.items():
@@ -292,8 +300,12 @@ def _row(place: Place, metric: str, found: dict[str, Kept], baseline: str) -> Ro
             warnings.append(f"the data of {name} and {baseline} differ: samples are paired by their names")
         mine, theirs = _outcomes(kept, metric), _outcomes(first, metric)
         if mine is None or theirs is None:
+            if kept.outcomes and first.outcomes:  # else a note says that there are none
+                warnings.append(
+                    f"{name} and {baseline} are not tested: {metric_name(metric)} is no mean over samples, compare the intervals"
+                )
             continue
-        test = paired_test(mine, theirs, model=name, baseline=baseline)
+        test = paired_test(mine, theirs, model=name, baseline=baseline, draws=draws)
         if test is None:
             warnings.append(f"{name} and {baseline} have too few samples in common to be tested")
             continue
@@ -315,7 +327,7 @@ def _outcomes(kept: Kept, metric: str) -> Outcomes | None:
     return next((one for one in kept.outcomes if one.metric == metric), None)
 
 
-def paired_test(mine: Outcomes, theirs: Outcomes, *, model: str, baseline: str) -> Test | None:
+def paired_test(mine: Outcomes, theirs: Outcomes, *, model: str, baseline: str, draws: int = DRAWS) -> Test | None:
     """One model against another on the samples that both have; None where fewer than two (groups of them) are in common."""
     places = {key: row for row, key in enumerate(_unique(theirs.keys))}
     pairs = [(row, places[key]) for row, key in enumerate(_unique(mine.keys)) if key in places]
@@ -326,7 +338,7 @@ def paired_test(mine: Outcomes, theirs: Outcomes, *, model: str, baseline: str) 
     groups = None if mine.groups is None else [mine.groups[row] for row in own]
     if len(set(groups) if groups is not None else own) < 2:
         return None
-    difference = paired_bootstrap(first_N, second_N, groups, draws=DRAWS)
+    difference = paired_bootstrap(first_N, second_N, groups, draws=draws)
     independent = groups is None or len(set(groups)) == len(groups)
     exact = independent and bool(np.isin(first_N, (0, 1)).all() and np.isin(second_N, (0, 1)).all())
     return Test(

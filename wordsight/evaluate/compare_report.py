@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.evaluate.charts import Point, point_chart
-from wordsight.evaluate.compare import Comparison, Row, Test
+from wordsight.evaluate.compare import Comparison, Row, Test, bootstrap_draws
 from wordsight.evaluate.report import figure, fill_page, metric_name
 from wordsight.evaluate.results import write_atomically
 from wordsight.types import Metric
@@ -60,8 +60,13 @@ def render_html(comparison: Comparison) -> str:
         scaling=scaling_chart(comparison),
         gflops=GFLOPS,
         notes=comparison.notes,
-        num_tests=sum(len(row.tests) for row in comparison.rows),
+        num_tests=num_tests(comparison),
     )
+
+
+def num_tests(comparison: Comparison) -> int:
+    """How many tests p values are adjusted for."""
+    return sum(len(row.tests) for row in comparison.rows)
 
 
 def _html_row(row: Row, comparison: Comparison) -> dict[str, Any]:
@@ -96,13 +101,17 @@ def _interval(metric: Metric) -> str:
 
 def test_words(test: Test, metric: Metric | None) -> str:
     """A test in a line: the difference with its interval, p raw and adjusted, of how many samples by which method."""
-    if metric is None or metric.unit == "fraction":
-        low, high = (f"{100 * bound:+.1f}" for bound in test.ci95)
-        difference = f"{100 * test.difference:+.1f} points ({low} to {high})"
-    else:
-        difference = f"{test.difference:+.3g} ({test.ci95[0]:+.3g} to {test.ci95[1]:+.3g})"
+    difference = _difference(test, metric, " points")
     groups = f" in {test.num_groups:,} groups" if test.num_groups < test.count else ""
     return f"{difference}; {_p(test.p_value)}, Holm {_p(test.p_holm, '')}; {test.method}, {test.count:,} samples{groups}"
+
+
+def _difference(test: Test, metric: Metric | None, unit: str = "") -> str:
+    """With its interval; of shares in points."""
+    if metric is None or metric.unit == "fraction":
+        low, high = (f"{100 * bound:+.1f}" for bound in test.ci95)
+        return f"{100 * test.difference:+.1f}{unit} ({low} to {high})"
+    return f"{test.difference:+.3g} ({test.ci95[0]:+.3g} to {test.ci95[1]:+.3g})"
 
 
 def _p(value: float, name: str = "p ") -> str:
@@ -175,35 +184,42 @@ def scaling_chart(comparison: Comparison) -> str:
 
 
 def render_markdown(comparison: Comparison) -> str:
-    """A table for a README: figures with intervals, and a row of tests under those that have any."""
+    """A table for a README: figures with intervals, and with differences where they could be tested."""
     names = [run.name for run in comparison.runs]
     head = ["measurement", "metric", *names, "chance"]
-    num_tests = sum(len(row.tests) for row in comparison.rows)
+    count, baseline = num_tests(comparison), _md(comparison.baseline.name)
     lines = [
-        f"Against {_md(comparison.baseline.name)}. 95% intervals in brackets; p values are of paired tests on the same samples, "
-        f"adjusted by Holm for all {num_tests} of them.",
+        f"95% intervals in brackets. After a semicolon: the difference from {baseline} in points, by paired tests on the same "
+        f"samples; p is adjusted by Holm for all {count} of them, and a bootstrap's is no smaller than "
+        f"{2 / bootstrap_draws(count):.2g} before.",
         "",
         _md_line(head),
         _md_line(["---", "---", *["--:" for _ in names], "--:"]),
     ]
     for row in comparison.rows:
         tests = {test.model: test for test in row.tests}
-        cells = [_cell(row.figures.get(name), tests.get(name), "{value} ({interval}){p}") for name in names]
+        cells = [_md_cell(row.figures.get(name), tests.get(name)) for name in names]
         first = next(iter(row.figures.values()))
         lines.append(_md_line([row.title, metric_name(row.metric), *cells, figure(first.chance, first.unit)]))
     if comparison.means:
-        cells = [_cell(comparison.means[name], None, "{value} ({interval}){p}") for name in names]
-        lines.append(_md_line(["mean", "", *cells, figure(next(iter(comparison.means.values())).chance, "fraction")]))
+        cells = [_md_cell(comparison.means[name], None) for name in names]
+        chance = figure(next(iter(comparison.means.values())).chance, "fraction")
+        lines.append(_md_line([mean_title(comparison), "", *cells, chance]))
     warnings = [f"- {_md(f'{row.title}: {text}')}" for row in comparison.rows for text in row.warnings]
     notes = [f"- {_md(text)}" for text in comparison.notes]
     return "\n".join([*lines, *([""] if warnings or notes else []), *warnings, *notes]) + "\n"
 
 
-def _cell(metric: Metric | None, test: Test | None, form: str) -> str:
+def mean_title(comparison: Comparison) -> str:
+    """What the mean is of."""
+    return f"mean of {next(iter(comparison.means.values())).count} measurements"
+
+
+def _md_cell(metric: Metric | None, test: Test | None) -> str:
     if metric is None:
         return "–"
-    p = "" if test is None else f", {_p(test.p_holm)}"
-    return form.format(value=figure(metric.value, metric.unit), interval=_interval(metric), p=p)
+    found = f"{figure(metric.value, metric.unit)} ({_interval(metric)})"
+    return found if test is None else f"{found}; {_difference(test, metric)}, {_p(test.p_holm)}"
 
 
 def _md(text: str) -> str:
@@ -235,7 +251,8 @@ def render_latex(comparison: Comparison) -> str:
     if comparison.means:
         cells = [_latex_cell(comparison.means[name], None) for name in names]
         chance = figure(next(iter(comparison.means.values())).chance, "fraction")
-        lines += ["\\midrule", " & ".join(["Mean", "", *cells, latex(chance)]) + r" \\"]
+        title = latex(mean_title(comparison)[:1].upper() + mean_title(comparison)[1:])
+        lines += ["\\midrule", " & ".join([title, "", *cells, latex(chance)]) + r" \\"]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 

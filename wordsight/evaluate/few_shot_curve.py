@@ -248,6 +248,11 @@ class FewShotCurve(FeatureEvaluator):
 
     task = "few_shot_curve"
 
+    @property
+    def headline(self) -> str:
+        """The figure that stands for all: the probe on the most shots."""
+        return f"top1_{max(self.shots)}_shot"
+
     def judge(self, model: Any, *, train: Pictures, test: Pictures, val: Pictures | None = None) -> Finding:
         """Draw, learn and judge; `chart` draws what it finds.
 

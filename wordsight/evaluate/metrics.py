@@ -352,6 +352,12 @@ def proportion(hits: np.ndarray, chance: float | None) -> Metric:
     return Metric(successes / count, count, wilson_interval(successes, count), "fraction", chance)
 
 
+def per_class_values(targets: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """float64 [N], what each picture adds to the mean per class: their mean is that figure."""
+    _, places_N, counts_C = np.unique(targets, return_inverse=True, return_counts=True)
+    return np.asarray(correct, np.float64) * (len(targets) / (len(counts_C) * counts_C[places_N]))
+
+
 def classification_metrics(
     targets: np.ndarray, correct_NK: np.ndarray, predicted: np.ndarray, num_classes: int, ks: Sequence[int]
 ) -> dict[str, Metric]:

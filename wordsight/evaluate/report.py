@@ -32,9 +32,28 @@ METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean per class",
+    "mean_top1_top5": "mean of top-1 and top-5",
+    "mean_recall@1": "mean R@1 of both directions",
+    "map": "mAP",
+    "map_11_point": "mAP, 11-point",
+    "roc_auc": "area under ROC",
+    "macro_f1": "macro F1",
     "ece": "calibration error (ECE)",
+    "top1_zero_shot": "top-1, zero-shot",
+    "shots_to_pass_zero_shot": "shots to pass zero-shot",
     "image_to_text_median_rank": "picture → text, median rank",
     "text_to_image_median_rank": "text → picture, median rank",
+}
+NAME_BEGINNINGS = {  # the first that fits
+    "trained_": "trained concepts, ",
+    "heldout_": "held-out concepts, ",
+    "imagenetv2_": "ImageNet V2, ",
+    "imagenet_sketch_": "ImageNet Sketch, ",
+    "imagenet_a_": "ImageNet-A, ",
+    "imagenet_o_": "ImageNet-O, ",
+    "imagenet_r_": "ImageNet-R, ",
+    "objectnet_": "ObjectNet, ",
+    "average_": "average of the sets, ",
 }
 LOWER_IS_BETTER = ("median_rank",)
 HEADLINES = ("top1", "text_to_image_R@1", "image_to_text_R@1")
@@ -125,6 +144,12 @@ def metric_name(metric: str) -> str:
     if metric in METRIC_NAMES:
         return METRIC_NAMES[metric]
     named = metric.replace("image_to_text_", "picture → text, ").replace("text_to_image_", "text → picture, ")
+    if shots := re.fullmatch(r"top1_(\d+)_shot", named):
+        return f"top-1, {shots[1]} shot{'s' if shots[1] != '1' else ''} a class"
+    for beginning, words in NAME_BEGINNINGS.items():
+        if named.startswith(beginning):
+            named = words + re.sub("^in_top1", "top1 on ImageNet's pictures of its classes", named.removeprefix(beginning))
+            break
     return re.sub(r"\btop(\d+)\b", r"top-\1", named.replace("_", " "))
 
 

@@ -44,7 +44,7 @@ class SuiteItem:
             the data of each, which are embedded at the evaluator's `layer`.
         dataset, split: the names in the figures, where those of `data` (`name_data`) are not wanted; with neither, the item's
             name and "all".
-        metric: the figure that stands for the item in tables and plots; None: the first.
+        metric: the figure that stands for the item in tables and plots; None: the evaluator's `headline`, else the first.
         needs: (path, what to put there) of all that must lie on this machine; where something is missing, the item is left out
             and listed.
     """
@@ -224,7 +224,8 @@ class _Work:
             found = self._judge(model, item)
             data, split = item.place
             spent = time.monotonic() - began
-            more = {"item": item.name, "asked": asked, "headline": item.metric, "seconds": spent, "order": order}
+            headline = item.metric or getattr(item.evaluator, "headline", None)
+            more = {"item": item.name, "asked": asked, "headline": headline, "seconds": spent, "order": order}
             kept = kept_of(found, data=data, split=split, model=about, **more)
             write_kept(folder, kept)
         except Exception as error:  # one item's failure, whatever it is, must not cost the night's others

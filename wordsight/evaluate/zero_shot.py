@@ -99,23 +99,27 @@ class ZeroShot:
         correct_NK, predicted_N = answers(asked, embedded, texts_CX, scores, self.ks, world)
         prompts = self.prompts if isinstance(self.prompts, str | Path) else "given"
         protocol = asked.protocol(f"prompts {prompts} ({len(templates)})", templates, self.ensemble) + embedded.how
-        classes = asked.classes.classes
+        classes, targets_N = asked.classes.classes, asked.targets.numpy()
+        per_class_N = metrics.per_class_values(targets_N, predicted_N == targets_N)
         return Judgement(
             task="zero_shot",
-            metrics=metrics.classification_metrics(asked.targets.numpy(), correct_NK, predicted_N, len(classes), self.ks),
+            metrics=metrics.classification_metrics(targets_N, correct_NK, predicted_N, len(classes), self.ks),
             protocol=protocol,
             fingerprint=from_main(world, lambda: asked.fingerprint(model, embedded, (protocol, self.ks), templates)),
             embedded=embedded,
             rows=asked.rows.numpy(),
-            row_groups=asked.targets.numpy(),
+            row_groups=targets_N,
             hits=correct_NK[:, 0],
             texts=classes,
             texts_MD=texts_CX,
             scores=scores,
             text_groups=np.arange(len(classes)),
-            confusions=worst_confused(asked.targets.numpy(), predicted_N, classes),
+            confusions=worst_confused(targets_N, predicted_N, classes),
             notes=asked.notes(embedded) + (("scores are probabilities",) if self.ensemble == "probabilities" else ()),
-            outcomes=(Outcomes(metric=f"top{self.ks[0]}", keys=asked.keys, values=correct_NK[:, 0].astype(np.float64)),),
+            outcomes=(
+                Outcomes(metric=f"top{self.ks[0]}", keys=asked.keys, values=correct_NK[:, 0].astype(np.float64)),
+                Outcomes(metric="mean_per_class", keys=asked.keys, values=per_class_N),
+            ),
         )
 
     def _classifier(self, model: Any, classes: PromptSet, templates: Sequence[str], world: Processes) -> tuple[Tensor, Scores]:

@@ -97,9 +97,9 @@ def test_rows_outcomes_and_counts() -> None:
     found = figures(items, scores)
     assert [(line["row"], line["items"], line["accuracy"], line["group"]) for line in found.table] == [
         ("x", 1, 1.0, 1.0),
-        ("all", 3, 0.5, pytest.approx(1 / 3)),
         ("y", 2, 0.25, 0.0),
-    ]
+        ("all", 3, 0.5, pytest.approx(1 / 3)),
+    ], "rows of one kind stand together"
     assert len({tuple(line) for line in found.table}) == 1
     by_name = {outcome.metric: outcome for outcome in found.outcomes}
     assert by_name["accuracy"].keys == ("a/0", "a/1", "b/0", "b/1", "c/0", "c/1")

@@ -137,9 +137,10 @@ def figures(items: Sequence[Item], scores: Sequence[np.ndarray]) -> Figures:
         return grouped_share(values, groups, chances[name])
 
     rows: dict[str, list[int]] = {}
-    for i, item in enumerate(items):
-        for row in item.rows:
-            rows.setdefault(row, []).append(i)
+    for kind in range(max(len(item.rows) for item in items)):  # all numbers, then "alone" and "among others"
+        for i, item in enumerate(items):
+            for row in item.rows[kind : kind + 1]:
+                rows.setdefault(row, []).append(i)
     everything = range(len(items))
     table = []
     for row, places in rows.items():
