@@ -15,7 +15,7 @@ from wordsight.evaluate import vendor_shift
 from wordsight.evaluate.effective_robustness import ModelPoint, fit_baseline
 from wordsight.evaluate.intervals import paired_bootstrap, share_interval
 from wordsight.evaluate.metrics import wilson_interval
-from wordsight.evaluate.robustness import NaturalShifts, area_under_precision, robustness_items
+from wordsight.evaluate.robustness import BASELINE, NaturalShifts, area_under_precision, robustness_items
 from wordsight.evaluate.vendor_shift import VendorShift
 
 # three classes of ImageNet have a colour; all other names are no colours
@@ -82,6 +82,18 @@ def test_effective_robustness_against_a_table(model: ColourModel, root: Path) ->
     assert rho.value == pytest.approx(2 / 6 - line.predict(7 / 8))
     assert rho.ci95[0] <= rho.value <= rho.ci95[1]
     assert "baseline models.csv" in found.protocol
+    assert found.table[0]["baseline"] == [list(row) for row in rows], "to be drawn"
+    suite = {item.name: item for item in robustness_items(root)}
+    assert suite["imagenet-a"].evaluator.baseline is None
+    (root / BASELINE).write_text(table.read_text())
+    suite = {item.name: item for item in robustness_items(root)}
+    assert (root / BASELINE) in dict(suite["imagenet-a"].needs), "another table is another measurement"
+    again = suite["imagenet-a"].judge(model)
+    assert again.metrics["imagenet_a_effective_robustness"].value != 0
+    (root / BASELINE).write_text("".join(line for line in table.read_text().splitlines(True) if "imagenet_r" not in line))
+    unknown = suite["imagenet-r"].judge(model)
+    assert "imagenet_r: no model of the baseline was measured on it" in unknown.notes
+    assert "imagenet_r_effective_robustness" not in unknown.metrics
     with pytest.raises(ValueError, match="has 1 models of imagenet_r; a line needs 3"):
         NaturalShifts(root=root, sets=("imagenet_r",), prompts="name", baseline=table).judge(model)
 

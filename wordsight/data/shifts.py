@@ -188,6 +188,15 @@ def open_imagenet_val(root: str | Path, ids: Mapping[str, Sequence[str]]) -> Lab
     return listed_set(images, rows, list(ids))
 
 
+def shift_title(name: str) -> str:
+    """What the papers call a set.
+
+    Raises:
+        ValueError: no such set.
+    """
+    return _place(name)[0]
+
+
 def _place(name: str) -> tuple[str, str, str]:
     """Title, folder, and the folder of pictures in it."""
     if name in _OTHERS:

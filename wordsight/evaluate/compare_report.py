@@ -15,6 +15,7 @@ from typing import Any
 
 from wordsight.evaluate.charts import Point, point_chart
 from wordsight.evaluate.compare import Comparison, Row, Test, bootstrap_draws
+from wordsight.evaluate.finding_charts import shift_charts
 from wordsight.evaluate.report import figure, fill_page, metric_name
 from wordsight.evaluate.results import write_atomically
 from wordsight.types import Metric
@@ -58,6 +59,7 @@ def render_html(comparison: Comparison) -> str:
         rows=[_html_row(row, comparison) for row in comparison.rows],
         dots=dot_chart(comparison),
         scaling=scaling_chart(comparison),
+        shifts=shift_charts([(run.name, kept) for run in comparison.runs for kept in run.measured]),
         gflops=GFLOPS,
         notes=comparison.notes,
         num_tests=num_tests(comparison),

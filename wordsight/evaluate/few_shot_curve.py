@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import numpy as np
 import torch
 
 from wordsight.data.few_shot import LabelledSet, Splits, few_shot
-from wordsight.evaluate.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, _axes, _open, _rule, _tick, short, ticks
 from wordsight.evaluate.embedding import Embedded, embed_source
 from wordsight.evaluate.features import check_features, classes_of, score, targets_of
 from wordsight.evaluate.metrics import proportion, wilson_interval
@@ -254,7 +252,7 @@ class FewShotCurve(FeatureEvaluator):
         return f"top1_{max(self.shots)}_shot"
 
     def judge(self, model: Any, *, train: Pictures, test: Pictures, val: Pictures | None = None) -> Finding:
-        """Draw, learn and judge; `chart` draws what it finds.
+        """Draw, learn and judge; `finding_charts` draws what it finds.
 
         Args:
             model: an Embedder.
@@ -343,48 +341,3 @@ def table(curve: Curve) -> list[dict[str, Any]]:
         | {f"seed {seed}": float(curve.accuracies_SR[i, j]) for j, seed in enumerate(curve.seeds)}
         for i, (k, point) in enumerate(zip(curve.shots, curve.points, strict=True))
     ]
-
-
-def chart(curve: Curve, *, label: str) -> str:
-    """The curve with its intervals, the zero-shot line across and the crossing, as an `<svg>` in the style of `charts`.
-
-    Args:
-        curve: what was found.
-        label: what the chart shows, for readers who hear it.
-    """
-    heights = [bound for point in curve.points for bound in point.ci95]
-    if curve.zero_shot is not None:
-        heights += curve.zero_shot.ci95
-    pad = (max(heights) - min(heights)) * 0.06 or 0.05
-    y_low, y_high = min(heights) - pad, max(heights) + pad
-    first, last = math.log2(curve.shots[0]), math.log2(curve.shots[-1])
-
-    def x_at(shots: float) -> float:
-        place = (math.log2(shots) - first) / (last - first) if last > first else 0.5
-        return LEFT + 14 + place * (WIDTH - LEFT - RIGHT - 28)
-
-    def y_at(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
-
-    parts = [_open(label)]
-    for y in ticks(y_low, y_high, 4):
-        parts += _rule(y_at(y), short(y))
-    parts += [_tick(x_at(k), str(k)) for k in curve.shots]
-    parts += _axes("labelled pictures a class", "accuracy")
-    if curve.zero_shot is not None:
-        y = y_at(curve.zero_shot.value)
-        told = f"<title>zero-shot: {curve.zero_shot.value:.1%}</title>"
-        parts.append(f'<polyline class="s1" points="{LEFT},{y:.1f} {WIDTH - RIGHT},{y:.1f}">{told}</polyline>')
-        parts.append(f'<text class="tick" x="{WIDTH - RIGHT - 2}" y="{y - 4:.1f}" text-anchor="end">zero-shot</text>')
-    points = " ".join(f"{x_at(k):.1f},{y_at(p.value):.1f}" for k, p in zip(curve.shots, curve.points, strict=True))
-    parts.append(f'<polyline class="s0" points="{points}"><title>linear probe</title></polyline>')
-    for k, point in zip(curve.shots, curve.points, strict=True):
-        x, (low, high) = x_at(k), point.ci95
-        told = escape(f"{k} shots: {point.value:.1%} ({low:.1%} to {high:.1%})")
-        parts.append(f'<line class="s0" x1="{x:.1f}" x2="{x:.1f}" y1="{y_at(high):.1f}" y2="{y_at(low):.1f}"/>')
-        parts.append(f'<circle class="s0" cx="{x:.1f}" cy="{y_at(point.value):.1f}" r="3"><title>{told}</title></circle>')
-    if curve.zero_shot is not None and curve.crossing is not None and curve.crossing.shots is not None:
-        x, y = x_at(curve.crossing.shots), y_at(curve.zero_shot.value)
-        told = f"<title>{escape(curve.crossing.describe())}</title>"
-        parts.append(f'<circle class="s2" cx="{x:.1f}" cy="{y:.1f}" r="4">{told}</circle>')
-    return "".join([*parts, "</svg>"])

@@ -12,6 +12,7 @@ from wordsight.evaluate.kept import Kept, read_kept
 MAX_ROWS = 100  # of a table in the report; the file of the finding has all
 SHARES = re.compile(r"(.* )?(accuracy|drop|drawing|mean)|(top\d+|severity|seed)( \S+)?|chance|text|image|group")
 INTERVAL = "95% interval"
+DRAWN = ("baseline",)  # columns that charts show
 
 
 def read_findings(folder: Path) -> list[tuple[Path, Kept]]:
@@ -42,7 +43,7 @@ def shown_table(table: Sequence[dict[str, Any]], where: str) -> dict[str, Any] |
     shares = {name for name in table[0] if _is_share(name, [row.get(name) for row in table])}
     columns: list[tuple[str, bool]] = []
     cells: list[list[str]] = []
-    for name in table[0]:
+    for name in [name for name in table[0] if name not in DRAWN]:
         values = [row.get(name) for row in table[:MAX_ROWS]]
         if name == "high" and "low" in table[0]:
             continue  # stands with its other bound

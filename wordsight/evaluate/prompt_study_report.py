@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.evaluate.charts import Line, line_chart, own_file
-from wordsight.evaluate.kept import Kept, read_kept
+from wordsight.evaluate.finding_tables import read_findings
+from wordsight.evaluate.kept import Kept
 from wordsight.evaluate.results import write_atomically
 
 TASK = "prompt_study"
@@ -56,9 +57,8 @@ def study_sections(folder: Path) -> list[dict[str, Any]]:
         ValueError: a finding of the folder is damaged.
     """
     found = []
-    for path in sorted((folder / "findings").glob("*/finding.json")):
-        kept = read_kept(path.parent, outcomes=False)
-        if kept is not None and kept.task == TASK:
+    for _, kept in read_findings(folder):
+        if kept.task == TASK:
             found.append(
                 {
                     "data": kept.data,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from wordsight.evaluate.charts import Line, line_chart, smooth
+from wordsight.evaluate.finding_charts import finding_charts
 from wordsight.evaluate.finding_tables import read_findings, shown_table
 from wordsight.evaluate.kept import Kept
 from wordsight.evaluate.prompt_study_report import TASK as PROMPT_STUDY
@@ -191,7 +192,7 @@ def _headlines(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _details(folder: Path, sections: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Place of a measurement -> its units, notes and table; what other sections of the page show is not shown twice."""
+    """Place of a measurement -> its units, notes, table and charts; what other sections of the page show is not shown twice."""
     pictured = {(section["task"], section["data"], section["split"]) for section in sections}
     found = {}
     for path, kept in read_findings(folder):
@@ -200,6 +201,7 @@ def _details(folder: Path, sections: Sequence[dict[str, Any]]) -> dict[tuple[str
             "units": {name: metric.unit for name, metric in kept.metrics.items()},
             "notes": () if elsewhere else kept.notes,
             "table": None if elsewhere else shown_table(kept.table, path.relative_to(folder).as_posix()),
+            "charts": finding_charts(kept),
         }
     return found
 
@@ -225,6 +227,7 @@ def _groups(records: Sequence[dict[str, Any]], details: dict[tuple[str, ...], di
             "fingerprint": rows[0]["fingerprint"],
             "notes": details.get(place, {}).get("notes", ()),
             "table": details.get(place, {}).get("table"),
+            "charts": details.get(place, {}).get("charts", ()),
         }
         for place, rows in grouped.items()
     ]

@@ -45,6 +45,7 @@ from wordsight.evaluate.scoring import pair_scores
 from wordsight.evaluate.vendor_shift import VendorShift
 from wordsight.types import Metric
 
+BASELINE = "natural_shifts.csv"  # other models' accuracies, in the root of a suite
 Cache = str | os.PathLike[str] | None
 
 
@@ -79,7 +80,8 @@ class NaturalShifts:
     @property
     def needs(self) -> tuple[tuple[Path, str], ...]:
         """(path, what to put there) of all that must lie under `root`."""
-        return (*imagenet_needs(self.root), *(need for name in self.sets for need in shift_needs(name, self.root)))
+        table = () if self.baseline is None else ((Path(self.baseline), "accuracies of other models"),)
+        return (*imagenet_needs(self.root), *(need for name in self.sets for need in shift_needs(name, self.root)), *table)
 
     def run(self, model: Any) -> dict[str, Metric]:
         """The figures alone; see `judge`."""
@@ -174,13 +176,15 @@ class NaturalShifts:
     def _robustness(self, found: _Found) -> tuple[str, ...]:
         """Put effective robustness into the figures; what a reader should know."""
         if self.baseline is None:
-            return ("no baseline of other models is given, so there is no effective robustness",)
+            return (f"no baseline of other models is given ({BASELINE} in the root), so there is no effective robustness",)
         notes = []
         points = read_points(self.baseline)
-        for name in self.sets:
-            if name == ANOMALIES:
-                continue
+        for row, name in zip(found.table, self.sets, strict=True):
             own = [point for point in points if point.shift == name]
+            row["baseline"] = [[point.model, point.accuracy_in, point.accuracy_shift] for point in own]  # to be drawn
+            if not own:
+                notes += [] if name == ANOMALIES else [f"{name}: no model of the baseline was measured on it"]
+                continue
             if len(own) < LEAST_MODELS:
                 raise ValueError(f"{self.baseline} has {len(own)} models of {name}; a line needs {LEAST_MODELS} or more")
             line = fit_baseline(own)
@@ -295,7 +299,8 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
     """The robustness suite: corruptions and unseen drawings of the embedded pictures, ImageNet's natural shifts, geography.
 
     Args:
-        root: the folder of all data sets; None: only what needs none.
+        root: the folder of all data sets; None: only what needs none. Where `BASELINE` lies in it, natural shifts are held
+            against it.
     """
     items = [
         RobustnessItem(
@@ -306,10 +311,12 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
         RobustnessItem(name="vendor-shift", evaluator=VendorShift()),
     ]
     if root is not None:
+        table = Path(root) / BASELINE
+        baseline = table if table.is_file() else None
         for name in (*SHIFTS, ANOMALIES):
-            shifts = NaturalShifts(root=root, sets=(name,))
+            shifts = NaturalShifts(root=root, sets=(name,), baseline=baseline)
             items.append(RobustnessItem(name=name.replace("_", "-"), evaluator=shifts, needs=shifts.needs))
-        together = NaturalShifts(root=root)
+        together = NaturalShifts(root=root, baseline=baseline)
         items.append(RobustnessItem(name="natural-shifts", evaluator=together, needs=together.needs))
         for name in ("geode", "dollar_street"):
             geography = Geography(name=name, root=root)
