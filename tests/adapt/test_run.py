@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ import torch
 
 import wordsight
 from tests.adapt.make import colour_folders
-from wordsight.adapt import image_features
-from wordsight.adapt.costs import Meter, _read_counters, _used, total
+from wordsight.adapt import costs, image_features
+from wordsight.adapt.costs import Meter, _read_counters, _used, in_all, total, with_carbon
 from wordsight.adapt.judge import read_csv
 from wordsight.adapt.learn import read_settings
 from wordsight.adapt.pictures import Features, open_data
@@ -247,7 +249,9 @@ def test_other_words_for_the_same_are_no_difference(tmp_path: Path, model: Any, 
 def test_two_processes_never_write_into_one_folder(tmp_path: Path, model: Any, data: Path) -> None:
     script = f"""
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from wordsight.train.rundir import hold
 with hold(Path({str(tmp_path / "run")!r}), "adapting into"):
     print("held", flush=True)
@@ -376,6 +380,45 @@ def test_costs_are_measured_and_an_estimate_says_so() -> None:
     both = total([first.cost, second.cost])
     assert both.seconds == first.cost.seconds + second.cost.seconds
     assert both.peak_memory_bytes == first.cost.peak_memory_bytes
+    found = with_carbon(replace(both, energy_joules=7.2e6))
+    assert found["carbon_g"] == 960  # two kilowatt-hours
+    assert f"7,200,000 J ({both.energy_source}), 960.000 g of CO2 at 480 g/kWh." in in_all(found)
+
+
+class FakeDriver:
+    """NVML of a machine with one GPU, which has used `used` millijoules."""
+
+    used, knows = 5_000, True
+
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:
+        return 0 if name == b"GPU-12-34" else 7
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any, used: Any) -> int:
+        used._obj.value = self.used
+        return 0 if self.knows else 3
+
+
+def test_a_gpus_energy_is_its_drivers_count_and_where_there_is_none_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, gpu = FakeDriver(), SimpleNamespace(uuid="12-34")
+    for name, what in (("synchronize", None), ("reset_peak_memory_stats", None), ("max_memory_allocated", 9)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, what=what: what)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(costs, "_nvml", lambda: driver)
+    monkeypatch.setattr(costs, "COUNTERS", Path("nowhere"))
+    with Meter(torch.device("cuda")) as meter:
+        driver.used += 90_000
+    assert 90 <= meter.cost.energy_joules < 95
+    assert meter.cost.energy_source == costs.ESTIMATE + costs.WITH_GPU
+    for change in ({"uuid": "MIG-56"}, {"knows": False}):
+        for name, value in change.items():
+            setattr(gpu if name == "uuid" else driver, name, value)
+        with Meter(torch.device("cuda")) as meter:
+            driver.used += 90_000
+        assert meter.cost.energy_joules < 5
+        assert meter.cost.energy_source == costs.ESTIMATE + costs.WITHOUT_GPU
+        gpu.uuid = "12-34"
+    monkeypatch.undo()
+    assert costs._read_gpu(torch.device("cpu")) is None
 
 
 def test_energy_counters_that_begin_anew_are_seen_through() -> None:

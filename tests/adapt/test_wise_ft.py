@@ -117,7 +117,7 @@ def test_an_estimator_does_it_itself_by_a_share_or_on_validation(kind: Any, mode
     given, others = colours(), (colours(24)[12:], LABELS)
     if kind is Projection:
         given, others = (image_features(model, one, layer="penultimate") for one in (given, others[0]))  # type: ignore[assignment]
-        others = (others, LABELS)  # type: ignore[assignment]
+        others = (others, LABELS)
     plain = kind(model, **settings).fit(given, LABELS, validation=others)
     assert plain.wise_ft_ is None
     half = kind(model, wise_ft=0.3, **settings).fit(given, LABELS)
@@ -129,7 +129,7 @@ def test_an_estimator_does_it_itself_by_a_share_or_on_validation(kind: Any, mode
     assert chosen.wise_ft_ == best
     assert torch.equal(chosen.logits(given), wise_ft(plain, best).logits(given))
     loaded = load_classifier(chosen.save(tmp_path, with_model=False), model)
-    assert loaded.wise_ft_ == best  # type: ignore[attr-defined]
+    assert loaded.wise_ft_ == best
     assert torch.equal(loaded.logits(given), chosen.logits(given))
     nearer = wise_ft(half, 0.5)
     assert nearer.wise_ft_ == 0.15

@@ -196,6 +196,8 @@ def test_a_decoder_with_its_loss_and_second_stage_is_one_cell(place: Path, monke
     assert result.exit_code == 0, result.output
     classifier: Any = wordsight.load_classifier(place / "cell")
     assert (classifier.loss, classifier.second_stage_) == ("balanced_softmax", "tau_normalisation")
+    assert " g of CO2 at 480 g/kWh." in result.stdout
+    assert "Carbon: 480 g of CO₂ a kWh" in (place / "cell/report.html").read_text(encoding="utf-8")
     words = [*words[:6], "--seeds", "1", "--run", "between", "--method", "projection", "--stage2", "wise_ft", "--set", "epochs=2"]
     result = CliRunner().invoke(command, words)
     assert result.exit_code == 0, result.output

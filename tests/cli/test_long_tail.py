@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import wordsight
 from tests.adapt.make import colour_folders
 from tests.evaluate.test_report import check_page
+from wordsight.adapt.costs import _read_counters
 from wordsight.cli import predict
 from wordsight.cli.long_tail import command
 from wordsight.cli.main import COMMANDS, cli
@@ -40,7 +41,16 @@ def done(place: Path) -> Any:
 
 def test_it_tells_the_table_what_it_would_keep_and_what_comes_next(done: Any, place: Path) -> None:
     assert done.exit_code == 0, done.output
-    for said in ("decoder+cross_entropy+tau", "macro F1", "it would keep", "run/report.html", "wordsight predict --run run"):
+    costs = ("g CO2", "(an estimate: 10 W for each busy processor core), 0.", " g of CO2 at 480 g/kWh.")
+    costs = costs if not _read_counters() else costs[::2]
+    for said in (
+        *costs,
+        "decoder+cross_entropy+tau",
+        "macro F1",
+        "it would keep",
+        "run/report.html",
+        "wordsight predict --run run",
+    ):
         assert said in done.stdout, said
     lines = [line for line in done.stdout.splitlines() if line.startswith(("zero_shot", "decoder"))]
     assert len(lines) == 3
@@ -106,6 +116,17 @@ def test_missing_pictures_are_all_listed_and_the_first_ten_shown(place: Path, tm
     listed = tmp_path / "run/missing_pictures.txt"
     assert f"All 14 are listed in {listed}" in said
     assert listed.read_text() == "".join(line.split()[0] + "\n" for line in lines)
+
+
+def test_classes_that_train_or_the_data_lack_are_named_on_the_screen(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    lines = [f"colours/{part}/{name}/00.png,{name},{part}" for part in ("train", "val", "test") for name in ("red", "green")]
+    (place / "lacks.csv").write_text("\n".join(["path,label,split", *lines, "colours/test/blue/00.png,blue,test"]) + "\n")
+    words = ["--model", "tiny", "--data", "lacks.csv", "--classes", "red,green,blue,teal", "--methods", "zero_shot", "--quiet"]
+    result = CliRunner().invoke(command, [*words, "--seeds", "1", "--run", "lacks"], standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "Note: 1 classes have test pictures and no training picture: 'blue'. Only zero_shot can name them" in result.stdout
+    assert "Note: 1 classes have neither training nor test pictures: 'teal'." in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wordsight.adapt.costs import Cost, total
+from wordsight.adapt.costs import CARBON_G_PER_KWH, Cost, carbon, total, with_carbon
 from wordsight.adapt.judge import read_csv
 from wordsight.adapt.protocol import mean_over_seeds
 from wordsight.adapt.records import _of_test
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from wordsight.adapt.grid import GridFolder
     from wordsight.adapt.tail_data import TailData
 
-CARBON_G_PER_KWH = 480.0  # the world's electricity in 2023 (Ember, Global Electricity Review 2024)
 COLUMNS = {  # of the table
     "top1": "all",
     "top1_many": "many",
@@ -116,16 +115,6 @@ def over_seeds(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {**plain, "over": "pictures"}
     mean, ci95 = mean_over_seeds(values)
     return {**plain, "value": mean, "ci95": list(ci95), "over": "seeds"}
-
-
-def carbon(joules: float) -> float:
-    """Grams of CO2 (equivalents) for an energy, at CARBON_G_PER_KWH."""
-    return joules / 3.6e6 * CARBON_G_PER_KWH
-
-
-def with_carbon(cost: Cost) -> dict[str, Any]:
-    """A cost as plain values, with its carbon."""
-    return cost.to_json() | {"carbon_g": carbon(cost.energy_joules)}
 
 
 # Which method is kept

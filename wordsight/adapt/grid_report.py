@@ -85,11 +85,12 @@ def _cells(row: Mapping[str, Any]) -> list[dict[str, Any] | None]:
 
 
 def _confusion(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each group, the shares of its pictures that were taken for classes of each group."""
+    """Of each group, the shares of its pictures that were taken for classes of each group, and the calibration error."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for one in result["confusion"]:
         rows.setdefault(one["right"], []).append(one)
-    return [{"name": name, "cells": own, "count": own[0]["count"]} for name, own in rows.items()]
+    ece = result["metrics"]
+    return [{"name": name, "cells": own, "ece": ece[f"ece_{name}"], "count": own[0]["count"]} for name, own in rows.items()]
 
 
 def _costs(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

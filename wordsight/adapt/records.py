@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wordsight.adapt.costs import Cost, total
+from wordsight.adapt.costs import CARBON_G_PER_KWH, Cost, total, with_carbon
 from wordsight.adapt.learn import Validation
 from wordsight.adapt.protocol import harmonic_mean, mean_over_seeds
 
@@ -90,7 +90,12 @@ def summarise(
         "chosen_by": chosen_by(settings, results),
         "tests": averages,
         "harmonic_mean": harmonic(averages) if settings["protocol"] == "base_to_new" else None,
-        "costs": {"features": dict(features), "seeds": total(seeds).to_json(), "total": total([shared, *seeds]).to_json()},
+        "costs": {
+            "features": dict(features),
+            "seeds": with_carbon(total(seeds)),
+            "total": with_carbon(total([shared, *seeds])),
+            "carbon_g_per_kwh": CARBON_G_PER_KWH,
+        },
         "notes": list(notes),
     }
 

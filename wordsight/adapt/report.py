@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wordsight.adapt.costs import CARBON_G_PER_KWH, carbon
 from wordsight.adapt.judge import read_csv
 from wordsight.evaluate.calibration import diagram_of
 from wordsight.evaluate.charts import Line, line_chart
@@ -71,6 +72,7 @@ def render_report(folder: Path, summary: Mapping[str, Any]) -> str:
         words=_words(kept),
         galleries=galleries,
         costs=_costs(summary, results),
+        carbon_g_per_kwh=CARBON_G_PER_KWH,
         machine=machine_rows(starts),
         command=_command(settings, folder),
         settings=json.dumps(settings, indent=2, ensure_ascii=False),
@@ -196,7 +198,7 @@ def _costs(summary: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
         for one in results
     ]
     rows.append({"name": "in all", **costs["total"]})
-    return [row | {"megabytes": round(row["peak_memory_bytes"] / 1e6)} for row in rows]
+    return [row | {"megabytes": round(row["peak_memory_bytes"] / 1e6), "carbon_g": carbon(row["energy_joules"])} for row in rows]
 
 
 def _command(settings: Mapping[str, Any], folder: Path) -> str:

@@ -191,6 +191,7 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from wordsight.adapt.costs import in_all
     from wordsight.evaluate.report import figure, metric_name
 
     table = Table(box=None, pad_edge=False, title_justify="left")
@@ -209,5 +210,6 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     kept = summary["kept"]
     click.echo(f"Kept: {kept['method']} of seed {kept['seed']}. {kept['why']}")
     click.echo(summary["chosen_by"])
+    click.echo(in_all(summary["costs"]["total"]))
     click.echo(f"Classifier: {run_dir / 'classifier'}. Report: {run_dir / 'report.html'}.")
     click.echo(f"Next: wordsight predict --run {run_dir} PICTURE")

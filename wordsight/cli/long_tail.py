@@ -167,31 +167,31 @@ def _print_summary(summary: dict[str, Any], run_dir: Path) -> None:
     from rich.measure import Measurement
     from rich.table import Table
 
+    from wordsight.adapt.costs import in_all
     from wordsight.adapt.grid_figures import COLUMNS
     from wordsight.evaluate.report import figure
 
     table = Table(box=None, pad_edge=False)
     table.add_column("method", no_wrap=True)
-    for name in (*COLUMNS.values(), "validation", "seconds", "MB", "J"):
+    for name in (*COLUMNS.values(), "validation", "seconds", "MB", "J", "g CO2"):
         table.add_column(name, justify="right")
     for row in summary["methods"]:
         shown = [row["metrics"].get(name) for name in COLUMNS] + [row["validation"]]
         cost = row["cost"]
-        costs = (f"{cost['seconds']:.1f}", f"{cost['peak_memory_bytes'] / 1e6:,.0f}", f"{cost['energy_joules']:,.0f}")
+        costs = [f"{cost['seconds']:.1f}", f"{cost['peak_memory_bytes'] / 1e6:,.0f}", f"{cost['energy_joules']:,.0f}"]
+        costs.append(f"{cost['carbon_g']:.3f}")
         figures = [figure(None if one is None else one["value"], "fraction") for one in shown]
         table.add_row(escape(row["method"]), *figures, *costs, style="bold" if row["kept"] else None)
     console = Console(highlight=False)
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(highlight=False, width=max(console.width, needed)).print(table)  # a narrow screen cuts no figure off
     click.echo(summary["kept"]["sentence"])
+    for note in summary["notes"]:
+        click.echo(f"Note: {note}.")
     for one in summary["failed"]:
         click.echo(f"Failed: {one['method']}, seed {one['seed']}: {one['why']}", err=True)
     if summary["left"]:
         click.echo(f"{len(summary['left'])} cells are left: the same command goes on with them.")
-    total = summary["costs"]["total"]
-    click.echo(
-        f"In all {total['seconds']:,.0f} s, {total['energy_joules']:,.0f} J ({total['energy_source']}), {total['carbon_g']:.2f} "
-        f"g of CO2 at {summary['costs']['carbon_g_per_kwh']:.0f} g/kWh."
-    )
+    click.echo(in_all(summary["costs"]["total"]))
     click.echo(f"Table: {run_dir / 'table.csv'}. Report: {run_dir / 'report.html'}.")
     click.echo(f"Next: wordsight predict --run {run_dir} PICTURE")
