@@ -136,6 +136,8 @@ def test_a_recipe_without_data_says_what_it_takes() -> None:
     for said in (
         "estimated, not measured",
         "learning_rate=0.03",
+        "falls as cos(7 pi t / 16)",
+        "LDAM with margin 0.5, scale 30 on a cosine head",
         "73.57, 74.56, 73.15, 72.26 % (one user's rerun",
         "+6.58 points",
         "GB of disk for kept tokens",

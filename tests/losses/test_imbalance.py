@@ -1,5 +1,6 @@
 """Losses for unequal classes: values worked out by hand, identities, gradients, an ideal case, properties, bad input."""
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -44,6 +45,22 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def rows(batch: int = 8, classes: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
     return torch.randn(batch, classes, dtype=torch.float64, generator=g), torch.randint(classes, (batch,), generator=g)
+
+
+def test_names_arguments_and_papers_settings_stay() -> None:
+    expected = {
+        "focal": "(logits, targets, gamma=2.0",
+        "balanced_softmax": "(logits, targets, counts",
+        "logit_adjustment": "(logits, targets, counts, tau=1.0",
+        "ldam": "(logits, targets, counts, max_margin=0.5, scale=30.0",
+        "lade": "(logits, targets, counts, remine_weight=0.1",
+        "effective_number_weights": "(counts, beta)",
+        "grw_weights": "(counts, exponent=1.2)",
+    }
+    for name, start in expected.items():
+        signature = inspect.signature(getattr(imbalance, name))
+        plain = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+        assert str(inspect.Signature(plain)).startswith(start), name
 
 
 def test_golden_focal() -> None:

@@ -14,7 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from wordsight.adapt.decoder import COSINE_SCALE
 from wordsight.adapt.grid_methods import ALL, GridRequest
+from wordsight.adapt.imbalanced import DEFERRED_SHARE, EFFECTIVE_BETA, LDAM_SCALE
+from wordsight.adapt.second_stage import TAUS
+from wordsight.losses.imbalance import LADE_WEIGHT
 
 SEEDS = (1, 2, 3)
 CORE_GFLOPS = 94.0  # measured: ViT-B/16 forward, float32, one core of an AMD EPYC (benchmarks/token_cache.py)
@@ -97,6 +101,7 @@ class TailRecipe:
         data, tower: what it is of.
         paper: where the settings come from.
         request: methods, seeds, all settings.
+        fixed: what no setting changes, in words.
         expected: figures to compare with.
         differs: where it is not the published program, and why.
     """
@@ -106,6 +111,7 @@ class TailRecipe:
     tower: Tower
     paper: str
     request: GridRequest
+    fixed: tuple[str, ...]
     expected: tuple[Expected, ...]
     differs: tuple[str, ...]
 
@@ -160,6 +166,7 @@ class TailRecipe:
                 f"  Settings  {estimator}: {', '.join(f'{key}={_plain(value)}' for key, value in own.items())}"
                 for estimator, own in self.request.parameters.items()
             ),
+            *(f"  Fixed     {one}" for one in self.fixed),
             f"  Hardware  one GPU of 24 GB (not tried){disk}; --device cpu works too",
             f"  Time      estimated, not measured: {self.operations / 1e15:,.0f} PFLOP, so {hours:,.0f} hours at {GPU_TFLOPS:g} "
             f"TFLOP/s (assumed for a GPU in float32), {core_hours:,.0f} hours of a core at {CORE_GFLOPS:g} GFLOP/s (measured on "
@@ -255,6 +262,21 @@ _LIFT = {
     "expand_px": 24,
     "keep_mb": 2000,
 }
+_FIXED = (
+    "decoder: SGD with Nesterov's momentum, vectors not decayed; the rate grows over the warm-up, then falls as "
+    "cos(7 pi t / 16); crops of 8 to 100%, flipped half of the time; the last step's weights",
+    f"losses: LDAM with margin 0.5, scale {LDAM_SCALE:g} on a cosine head, classes weighed by their effective number from "
+    f"{DEFERRED_SHARE:.0%} of the steps on; its and effective_number's beta {EFFECTIVE_BETA:g}; LADE with {LADE_WEIGHT:g} of its "
+    "estimator and 0.1 of its square; GRW's exponent 1.2",
+    "second stages: the first one's schedule; crt and lws by cross entropy on classes drawn equally often, disalign and marc by "
+    f"GRW; tau of tau and logit_adjustment of {TAUS[0]:g}, {TAUS[1]:g} to {TAUS[-1]:g}, by the mean per class on validation; "
+    f"ncm's cosines times {COSINE_SCALE:g}",
+    "linear probe: C by the CLIP paper's search on validation",
+)
+_FIXED_LIFT = (
+    "lift: SGD with plain momentum, no warm-up, the rate falls as (1 + cos(pi t)) / 2; logit adjustment; AdaptFormer beside each "
+    "MLP; a cosine head from the classes' texts, taken back through the projection; crops flipped half of the time",
+)
 _GAINS = {"imagenet-lt": "+6.58", "places-lt": "+6.17", "inaturalist18": "+69.82"}  # points over zero-shot, the methods' mean
 _ADAPTERS = {"imagenet-lt": 32, "places-lt": 8, "inaturalist18": 256}  # 2^floor(log2(C / 2 L)), L = 12
 _LIFTED = {"imagenet-lt": "77.0", "places-lt": "51.5", "inaturalist18": "79.1"}
@@ -288,6 +310,7 @@ def _decoder(data: str, tower: str) -> TailRecipe:
             seeds=SEEDS,
             parameters={"zero_shot": _ZERO_SHOT, "linear_probe": _LINEAR_PROBE, "decoder": _DECODER},
         ),
+        fixed=_FIXED,
         expected=tuple(expected),
         differs=(*differs, *((_HELD_OUT,) if data == "inaturalist18" else ())),
     )
@@ -304,6 +327,7 @@ def _lift(data: str) -> TailRecipe:
             seeds=SEEDS,
             parameters={"zero_shot": _ZERO_SHOT, "lift": {"adapter_dim": _ADAPTERS[data], **_LIFT}},
         ),
+        fixed=_FIXED_LIFT,
         expected=(Expected(what="lift, top-1", value=f"{_LIFTED[data]} %", source=UNMARKED),),
         differs=(
             "vectors are not decayed, and the rate falls at each step and not at each epoch",

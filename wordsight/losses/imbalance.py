@@ -280,7 +280,7 @@ def deferred_weights(counts: Counts, epoch: int, start_epoch: int, beta: float =
     starts at 160 of 200 epochs, when the learning rate falls.
 
     Args:
-        counts: [C], training samples of each class.
+        counts: [C], training samples of each class; one without any weighs 0 from `start_epoch` on.
         epoch: 0 or more, the present one; steps do as well, if `start_epoch` is one.
         start_epoch: 0 or more.
         beta: as in `effective_number_weights`.
