@@ -123,7 +123,7 @@ def _print(outcome: SuiteOutcome, run_dir: Path) -> None:
         for model in models:
             own = found[model].metrics[first.headline] if model in found else None
             low, high = (figure(bound, own.unit) for bound in own.ci95) if own is not None else ("", "")
-            cells.append(f"{figure(own.value, own.unit)} ({low} – {high})" if own is not None else "–")
+            cells.append(f"{figure(own.value, own.unit)}\n{low} – {high}" if own is not None else "–")
         table.add_row(item, metric_name(first.headline), *cells, figure(metric.chance, metric.unit))
     if outcome.measured:
         Console().print(table)

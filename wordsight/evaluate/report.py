@@ -24,6 +24,7 @@ from wordsight.evaluate.results import check_record, read_json, write_atomically
 TASK_NAMES = {  # others: the words that they are made of
     "zero_shot": "Zero-shot classification",
     "knn": "Nearest neighbours",
+    "few_shot_curve": "Few-shot curve",
     "size_distance": "Size and distance",
 }
 METRIC_NAMES = {
