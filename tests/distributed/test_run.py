@@ -85,3 +85,20 @@ def test_the_launcher_passes_signals_on(number: int, tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(number)
     assert process.wait(timeout=30) == 128 + number
+
+
+def test_a_signal_while_processes_are_started_reaches_all(tmp_path: Path) -> None:
+    parent = (
+        "import os, signal, subprocess, sys\n"
+        "from wordsight.train import distributed\n"
+        "class Started(subprocess.Popen):\n"
+        "    def __init__(self, *given, **more):\n"
+        "        super().__init__(*given, **more)\n"
+        "        os.kill(os.getpid(), signal.SIGINT) if more['env']['RANK'] == '0' else None\n"
+        "distributed.subprocess.Popen = Started\n"
+        f"code = \"open(r'{tmp_path}/' + __import__('os').environ['RANK'], 'w').close(); __import__('time').sleep(60)\"\n"
+        "sys.exit(distributed.launch([sys.executable, '-S', '-c', code], 2, {}))"
+    )
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", parent], stderr=subprocess.DEVNULL).returncode == 128 + signal.SIGINT
+    assert time.monotonic() - began < 50, "neither of both slept to its end"

@@ -227,24 +227,15 @@ def launch(
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_processes)}
     shared |= {"LOCAL_WORLD_SIZE": str(num_processes), PARENT: str(os.getpid())}
     shared.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes))))
-    # own sessions: a Ctrl-C in the terminal reaches this process alone, which passes it on once
-    children = [
-        subprocess.Popen(
-            list(command),
-            env={**os.environ, **(environment or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            start_new_session=True,
-        )
-        for rank in range(num_processes)
-    ]
-
-    def pass_on(number: int, _frame: Any) -> None:
-        for child in children:
-            if child.poll() is None:
-                child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    received: list[int] = []  # a handler only notes a signal, so that none is lost while processes are being started
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
+    children: list[subprocess.Popen[bytes]] = []
     try:
-        return _wait_for(children, grace_s)
+        for rank in range(num_processes):
+            variables = {**os.environ, **(environment or {}), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            # own sessions: a Ctrl-C in the terminal reaches this process alone, which passes it on once
+            children.append(subprocess.Popen(list(command), env=variables, start_new_session=True))
+        return _wait_for(children, received, grace_s)
     finally:
         for child in children:
             if child.poll() is None:
@@ -254,11 +245,16 @@ def launch(
             signal.signal(number, handler)
 
 
-def _wait_for(children: Sequence[subprocess.Popen[bytes]], grace_s: float) -> int:
-    """Until all are done, or `grace_s` after the first has failed: the first exit code that is not 0."""
+def _wait_for(children: Sequence[subprocess.Popen[bytes]], received: list[int], grace_s: float) -> int:
+    """Until all are done, or `grace_s` after the first has failed: the first exit code that is not 0. Signals go to all."""
     failed_at = None
     first_failure = 0
     while True:
+        while received:
+            number = received.pop(0)
+            for child in children:
+                if child.poll() is None:
+                    child.send_signal(number)
         codes = [child.poll() for child in children]
         if failed_at is None and any(codes):
             failed_at = time.monotonic()
