@@ -143,6 +143,23 @@ def test_each_picture_goes_through_the_model_once(tmp_path: Path, data: Path, mo
     assert sum(seen) == len(used) + 20, "a complete run computes nothing"
 
 
+def test_seeds_share_the_tokens_that_a_decoder_learns_from(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen, told = wordsight.create("clip-tiny"), [], []
+    forward = model.image_tower.forward_tokens
+    monkeypatch.setattr(model.image_tower, "forward_tokens", lambda pixels: (seen.append(len(pixels)), forward(pixels))[1])
+    few = {"steps": 2, "batch_size": 8, "num_layers": 1}
+    for name, seeds in (("one", (1,)), ("three", (1, 2, 3))):
+        asked = Request(method="decoder", shots="all", seeds=seeds, parameters=few)
+        adapt(model, open_data(str(data)), tmp_path / name, asked, say=told.append)
+        seen.append(-1)
+    one, three = (sum(seen[start:end]) for start, end in ((0, seen.index(-1)), (seen.index(-1) + 1, -1)))
+    num_train = len(open_data(str(data)).train)
+    assert three == num_train + 3 * (one - num_train)
+    assert not any(text.startswith("features of") for text in told)
+    kept = json.loads((tmp_path / "three/classifier/classifier.json").read_text())
+    assert kept["settings"]["cache"] is None, "no path of this machine"
+
+
 @pytest.mark.parametrize("method", ["tip_adapter_f", "clap"])
 def test_what_is_kept_is_what_the_pictures_themselves_would_have_given(
     tmp_path: Path, model: Any, data: Path, method: str

@@ -4,6 +4,7 @@
 settings.json        what was asked; another question in the same folder is refused
 environment.json     machine and versions of each start
 features/            image features by content: computed once for all seeds and methods
+tokens/              of the decoder: what it learns from, the same for all seeds that draw the same pictures
 features.json        what they cost
 seeds/SEED/          classifier/ (without its model), curve.json, nearest_words.json, for each test predictions-, per_class-,
 confusions- and

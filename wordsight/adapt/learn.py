@@ -117,6 +117,9 @@ def learn(
     """
     classifier = make(model, method, parameters, trial.classes, trial.seed, progress=progress)
     device = next(model.parameters()).device
+    shares_tokens = getattr(classifier, "cache", "") is None
+    if shares_tokens:
+        classifier.set_params(cache=features.token_folder)
     with Meter(device) as meter, warnings.catch_warnings():
         # few shots of many classes look like numbers to scikit-learn; they are names
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
@@ -134,8 +137,10 @@ def learn(
             weights = weight_arguments(method, trial.train)
             classifier.fit(pictures, list(trial.train.labels), validation=held_out, **weights)
             validation = None if held_out is None else validate(classifier, *held_out)
+    if shares_tokens:
+        classifier.set_params(cache=None)  # neither where tokens lay nor a bar is a setting of what was learned
     if getattr(classifier, "progress", False):
-        classifier.set_params(progress=False)  # a bar is no setting of what was learned
+        classifier.set_params(progress=False)
     return Learned(method=method, classifier=classifier, validation=validation, cost=meter.cost)
 
 

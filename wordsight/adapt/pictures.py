@@ -115,6 +115,11 @@ class Features:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def token_folder(self) -> Path:
+        """Where tokens to learn from are kept for all seeds, beside the features."""
+        return self._cache.parent / "tokens"
+
     def plain(self, pictures: LabelledSet, layer: Any = "projected") -> Any:
         """Features [N, D] of the fixed view; the pictures themselves for a method that reads tokens (the decoder).
 

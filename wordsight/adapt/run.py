@@ -15,6 +15,7 @@ from typing import Any
 from wordsight.adapt import METHODS, auto, method_class
 from wordsight.adapt.costs import Cost, Meter, total
 from wordsight.adapt.estimator import load_classifier, model_fingerprint
+from wordsight.adapt.features import LAYERS
 from wordsight.adapt.folder import AdaptFolder
 from wordsight.adapt.gallery import write_gallery
 from wordsight.adapt.judge import judge, write_insight, write_verdict
@@ -159,7 +160,8 @@ class _Run:
                 for part in _all_sets(self.todo):
                     features.plain(part, layer)
         if self.folder.shared_cost() is None:
-            self.say(f"features of {len(features):,} pictures: {meter.cost.seconds:.1f} s")
+            if layers & set(LAYERS):  # what reads tokens or pictures looks at them when it learns
+                self.say(f"features of {len(features):,} pictures: {meter.cost.seconds:.1f} s")
             self.folder.write("features.json", {"count": len(features), **meter.cost.to_json()})
         return self.folder.shared_cost() or {}
 
