@@ -194,6 +194,24 @@ def test_snapshots_of_the_hub(tmp_path: Path) -> None:
     assert len(open_source(tmp_path / "set" / "data" / "test-00000-of-00002.parquet")) == 3
 
 
+@pytest.mark.parametrize("form", ["list", "Sequence", "List"])
+def test_lists_of_classes_are_several_labels(tmp_path: Path, form: str) -> None:
+    inner = {"_type": "ClassLabel", "names": ["cat", "dog"]}
+    listed = [inner] if form == "list" else {"_type": form, "feature": inner}
+    features = {"image": {"_type": "Image"}, "classes": listed, "boxes": {"_type": "Sequence", "feature": {"_type": "Value"}}}
+    table = rows([0, 0, 0, 0], metadata=False).drop_columns(["label"])
+    table = table.append_column("classes", pa.array([[1, 0], [], None, [7]], pa.list_(pa.int64())))
+    meaning = {b"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(table.replace_schema_metadata(meaning), tmp_path / "several.parquet")
+    source = open_source(tmp_path / "several.parquet")
+    assert isinstance(source, HfSource)
+    assert (source.kind, source.classes) == ("multilabel", ("cat", "dog"))
+    assert [source[i].meta["labels"] for i in range(3)] == [("dog", "cat"), (), ()]
+    assert source[0].label is None
+    with pytest.raises(BadSampleError, match="is of class 7; there are 0 to 1"):
+        source[3]
+
+
 def test_columns_are_found_without_metadata_and_by_wish(tmp_path: Path) -> None:
     bare = rows([0, 1], metadata=False)
     parquet.write_table(bare, tmp_path / "bare.parquet")

@@ -287,7 +287,7 @@ def _measure(
             if isinstance(judgement, Judgement):
                 if not isinstance(embedded.source, VectorSource):  # which has no pictures to show
                     write_examples(folder, judgement, data, part, command=again)
-            else:
+            elif asked.wording.is_study:
                 write_study_plots(folder, kept)
             if table:
                 _print_table(judgement, data, part)
@@ -328,10 +328,15 @@ def _study(wording: Wording, progress: bool) -> PromptStudy:
 
 def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: World) -> list[Judgement | Finding]:
     """The measurements that are asked for; "all" leaves out what the data have no labels or captions for, and says so."""
-    from wordsight.evaluate import Retrieval, ZeroShot
-    from wordsight.evaluate.published import own_classes
+    from wordsight.evaluate import MultiLabel, Retrieval, ZeroShot
+    from wordsight.evaluate.multi_label import shows_several
+    from wordsight.evaluate.prompt_sets import own_classes
 
-    has = {"zero_shot": any(label is not None for label in embedded.labels), "retrieval": any(embedded.captions)}
+    several = shows_several(embedded.source)
+    has = {
+        "zero_shot": several or any(label is not None for label in embedded.labels),
+        "retrieval": any(embedded.captions),
+    }
     if embedded.bad and world.is_main:
         click.echo(f"{len(embedded.bad)} samples could not be read:", err=True)
         for one in embedded.bad[:10]:
@@ -345,10 +350,16 @@ def _judge(model: Any, embedded: Embedded, asked: Asked, progress: bool, world: 
     if asked.task == "all" and len(tasks) < len(has) and world.is_main:
         missing = "labels" if not has["zero_shot"] else "captions"
         click.echo(f"The data have no {missing}: measured {tasks[0]} only.", err=True)
-    evaluators: dict[str, ZeroShot | Retrieval] = {
-        "zero_shot": ZeroShot(
-            classes=wording.classes if wording.classes is not None else own_classes(embedded.source),
-            prompts=wording.prompts or "simple",
+    classes = wording.classes if wording.classes is not None else own_classes(embedded.source)
+    prompts = wording.prompts or "simple"
+    if several and (wording.ensemble == "probabilities" or wording.glosses is not None):
+        raise ValueError("pictures of several labels are asked for by plain scores: leave out --ensemble and --glosses")
+    evaluators: dict[str, ZeroShot | MultiLabel | Retrieval] = {
+        "zero_shot": MultiLabel(classes=classes, prompts=prompts, progress=progress)
+        if several
+        else ZeroShot(
+            classes=classes,
+            prompts=prompts,
             ensemble="probabilities" if wording.ensemble == "probabilities" else "embeddings",
             glosses=wording.glosses,
             progress=progress,

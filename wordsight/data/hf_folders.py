@@ -40,6 +40,7 @@ class HfSource:
         bad: none; rows are looked at when they are read.
         part_sizes: rows of each file.
         classes: the names of the classes in their published order; empty where the label is no ClassLabel.
+        kind: "multilabel" where a picture has a list of them, else "classification".
 
     Raises:
         ValueError: a damaged file, no column of pictures, or several and none called as pictures are.
@@ -75,15 +76,23 @@ class HfSource:
         for column in (self._image, *self._captions, *([self._label] if self._label else [])):
             if column not in schema.names:
                 raise ValueError(f"{files[0]} has no column {column!r}; it has {', '.join(schema.names)}")
-        names = features.get(self._label, {}).get("names") if self._label and kinds.get(self._label) == "ClassLabel" else None
-        self.classes = _class_names(files[0], self._label, names)
+        names = {name: found for name, feature in features.items() if (found := _listed_names(feature)) is not None}
+        if self._label is None and len(names) == 1:
+            self._label = next(iter(names))
+        self.kind = "multilabel" if self._label in names else "classification"
+        names |= {name: features[name].get("names") for name, kind in kinds.items() if kind == "ClassLabel"}
+        self.classes = _class_names(files[0], self._label, names.get(self._label or ""))
         self.part_sizes = [file.num_rows for file in self._files]
 
     def __len__(self) -> int:
         return sum(self.part_sizes)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample, not decoded; raises BadSampleError where no picture can be read, or the label is no class."""
+        """The sample, not decoded, its classes in `meta["labels"]` where it has several.
+
+        Raises:
+            BadSampleError: no picture can be read, or a label is no class.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         row = index
@@ -95,7 +104,11 @@ class HfSource:
         values = file.row(row, [self._image, *self._captions, *([self._label] if self._label else [])], key)
         image = self._picture(values[self._image], file.path.parent, key)
         texts = [text for column in self._captions for text in _as_list(values[column])]
-        return Sample(key, image, clean_captions(texts), self._class(values.get(self._label or ""), key))
+        label = values.get(self._label or "")
+        if self.kind == "multilabel":
+            shown = tuple(dict.fromkeys(name for one in _as_list(label) if (name := self._class(one, key)) is not None))
+            return Sample(key, image, clean_captions(texts), None, {"labels": shown})
+        return Sample(key, image, clean_captions(texts), self._class(label, key))
 
     def ahead(self, indices: Iterable[int]) -> None:
         """Nothing lies far away."""
@@ -277,6 +290,14 @@ def _metadata(schema: pa.Schema) -> dict[str, Any]:
         return {}
     info = found.get("info") if isinstance(found, dict) else None
     return info if isinstance(info, dict) else {}
+
+
+def _listed_names(feature: Any) -> Any:
+    """The names of a column of lists of ClassLabel, in the two ways in which `datasets` writes such a one; None for others."""
+    if isinstance(feature, dict) and feature.get("_type") in ("Sequence", "List", "LargeList"):
+        feature = [feature.get("feature")]
+    inner = feature[0] if isinstance(feature, list) and len(feature) == 1 else None
+    return inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
 
 
 def _class_names(path: Path, label: str | None, names: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from wordsight.evaluate.examples import write_examples
     from wordsight.evaluate.few_shot_curve import FewShotCurve
     from wordsight.evaluate.groups import Geography, GroupAccuracy
+    from wordsight.evaluate.multi_label import MultiLabel
     from wordsight.evaluate.probing import KNN, LinearProbe, NearestMean, Ridge
     from wordsight.evaluate.prompt_sets import PromptSet, prompt_set
     from wordsight.evaluate.prompt_study import PromptStudy
@@ -33,6 +34,7 @@ _HOMES = {
     "Judgement": "results",
     "KNN": "probing",
     "LinearProbe": "probing",
+    "MultiLabel": "multi_label",
     "NaturalShifts": "robustness",
     "NearestMean": "probing",
     "PromptSet": "prompt_sets",
@@ -64,6 +66,7 @@ __all__ = [
     "GroupAccuracy",
     "Judgement",
     "LinearProbe",
+    "MultiLabel",
     "NaturalShifts",
     "NearestMean",
     "PromptSet",

@@ -120,6 +120,15 @@ def read_classes(classes: str | Path | Sequence[str] | PromptSet) -> PromptSet:
     return found
 
 
+def own_classes(source: Any) -> PromptSet | None:
+    """The classes that a data set says it has, in its order, with its own templates; None where it says none."""
+    classes = tuple(getattr(source, "classes", ()))
+    if not classes:
+        return None
+    names = {label: (name,) for label, name in getattr(source, "names", {}).items()}
+    return PromptSet(classes=classes, templates=getattr(source, "templates", ()), source="the data's own", names=names)
+
+
 def read_glosses(glosses: str | Path | Mapping[str, str]) -> dict[str, str]:
     """Label -> gloss, from a file of `name<TAB>gloss` lines (`#` starts a comment) or as given.
 

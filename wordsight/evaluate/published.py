@@ -14,30 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from wordsight.data.clip_benchmark import ClipBenchmarkSource
 from wordsight.data.layouts import LAYOUTS, open_splits, published_name
 from wordsight.data.sources import Source, open_source
-from wordsight.evaluate.embedding import Embedded, embed_source
+from wordsight.evaluate.embedding import embed_source
 from wordsight.evaluate.metrics import BOOTSTRAP_SEED
-from wordsight.evaluate.prompt_sets import PromptSet, prompt_set
-from wordsight.evaluate.prompts import class_embeddings
-from wordsight.evaluate.results import Finding, Judgement, Outcomes, fingerprint
+from wordsight.evaluate.multi_label import MultiLabel, shows_several
+from wordsight.evaluate.prompt_sets import PromptSet, own_classes, prompt_set
+from wordsight.evaluate.results import Finding, Judgement
 from wordsight.evaluate.retrieval import Retrieval
-from wordsight.evaluate.scoring import pair_scores
-from wordsight.evaluate.task_metrics import mean_average_precision, task_metric
+from wordsight.evaluate.task_metrics import task_metric
 from wordsight.evaluate.zero_shot import ZeroShot
 from wordsight.types import Metric
 
 RESAMPLES = 400  # of the bootstrap of macro F1
-
-
-def own_classes(source: Any) -> PromptSet | None:
-    """The classes that a data set says it has, in its order, with its own templates; None where it says none."""
-    classes = tuple(getattr(source, "classes", ()))
-    if not classes:
-        return None
-    names = {label: (name,) for label, name in getattr(source, "names", {}).items()}
-    return PromptSet(classes=classes, templates=getattr(source, "templates", ()), source="the data's own", names=names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +83,12 @@ class Published:
         embedded = embed_source(model, source, batch_size=batch_size, progress=progress, cache=cache)
         if classes is None:
             return _with_mean_recall(Retrieval(progress=progress).judge(model, embedded))
-        if isinstance(source, ClipBenchmarkSource) and source.kind == "multilabel":
-            return self._multilabel(model, source, classes, embedded)
+        how = f"names and templates: {classes.source}"
+        if shows_several(source):
+            several = MultiLabel(classes=classes, prompts=classes.templates, progress=progress).judge(model, embedded)
+            return replace(several, protocol=f"{several.protocol}, {how}")
         found = ZeroShot(classes=classes, prompts=classes.templates, progress=progress).judge(model, embedded)
-        protocol = f"{found.protocol}, {self._how(classes)}"
-        return replace(found, protocol=protocol, metrics=found.metrics | self._further(found))
+        return replace(found, protocol=f"{found.protocol}, {how}", metrics=found.metrics | self._further(found))
 
     def _open(self) -> tuple[Source, PromptSet | None]:
         """The pictures, and what to choose from; None where captions are retrieved."""
@@ -126,9 +116,6 @@ class Published:
         names = {label: (published_name(label),) for label in classes if published_name(label) != label}
         return PromptSet(classes=tuple(classes), templates=known.templates, source="CoOp's names", names=names)
 
-    def _how(self, classes: PromptSet) -> str:
-        return f"names and templates: {classes.source}"
-
     def _further(self, found: Judgement) -> dict[str, Metric]:
         """The published figure, where ZeroShot does not give it."""
         if self.metric in found.metrics:
@@ -138,25 +125,6 @@ class Published:
             return {"macro_f1": macro_f1(found.row_groups, scores_NC.argmax(1).numpy(), len(found.texts))}
         labels = [found.texts[place] for place in found.row_groups.tolist()]
         return {self.metric: task_metric(self.metric, scores_NC.numpy(), labels, found.texts)}
-
-    def _multilabel(self, model: Any, source: ClipBenchmarkSource, classes: PromptSet, embedded: Embedded) -> Finding:
-        """Mean average precision of pictures that show several classes."""
-        vectors_CD = class_embeddings(model, classes.classes, classes.templates, names=classes.names)
-        scores_NC = pair_scores(model)(embedded.images_ND, vectors_CD).numpy()
-        shown = [source[position].meta["labels"] for position in embedded.positions]
-        eleven = self.metric == "map_11_point"
-        metrics = {self.metric: mean_average_precision(scores_NC, shown, classes.classes, eleven_point=eleven)}
-        protocol = f"zero-shot, several labels a picture, {len(classes.classes)} classes, {self._how(classes)}"
-        best = [classes.classes[place] in right for place, right in zip(scores_NC.argmax(1), shown, strict=True)]
-        texts = [template.replace("{label}", name) for template in classes.templates for name in classes.classes]
-        return Finding(
-            task="zero_shot",
-            metrics=metrics,
-            protocol=protocol,
-            fingerprint=fingerprint(model, texts, embedded.listing, (protocol, self.metric)),
-            outcomes=(Outcomes(metric="best class is shown", keys=embedded.keys, values=np.array(best, np.float64)),),
-            notes=("mean average precision is no mean over pictures, so it is compared by its intervals alone",),
-        )
 
 
 def _open_test(place: Path) -> Source:

@@ -34,6 +34,7 @@ METRIC_NAMES = {
     "top1": "top-1 accuracy",
     "top5": "top-5 accuracy",
     "mean_per_class": "mean per class",
+    "top1_any": "best class is one of the picture's",
     "mean_top1_top5": "mean of top-1 and top-5",
     "mean_recall@1": "mean R@1 of both directions",
     "map": "mAP",
