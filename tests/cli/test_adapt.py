@@ -188,6 +188,18 @@ def test_failures_are_a_sentence_that_a_user_can_act_on(
     assert said in str(result.exception)
 
 
+@pytest.mark.parametrize("method", ["decoder", "auto"])
+def test_classes_without_training_pictures_are_named_before_anything_is_done(
+    place: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.chdir(place)
+    words = ["--model", "tiny", "--data", "colours", "--shots", "all", "--classes", "red,green,blue,grey,teal"]
+    result = CliRunner().invoke(command, [*words, "--method", method, "--run", f"lacks-{method}"])
+    assert "1 classes have no training picture: 'teal'" in str(result.exception)
+    assert "`wordsight long-tail` takes such data" in str(result.exception)
+    assert not Path(f"lacks-{method}").exists()
+
+
 def test_a_decoder_with_its_loss_and_second_stage_is_one_cell(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     words = ["--model", "tiny", "--data", "colours", "--shots", "all", "--seeds", "1", "--run", "cell", "--method", "decoder"]

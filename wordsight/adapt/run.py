@@ -24,7 +24,7 @@ from wordsight.adapt.pictures import Features
 from wordsight.adapt.protocol import Shots, Trial, names_new_classes, trials
 from wordsight.adapt.records import records, summarise
 from wordsight.adapt.zero_shot import ZeroShot
-from wordsight.data.few_shot import LabelledSet, Splits
+from wordsight.data.few_shot import LabelledSet, Splits, _some
 from wordsight.evaluate.results import write_results
 
 FORMAT_VERSION = 1
@@ -217,6 +217,8 @@ def _check_method(request: Request, todo: Sequence[Trial]) -> None:
     """An early word where the protocol or the data ask of a method what it can't do."""
     if request.method != "auto" and todo[0].train is not None:
         weight_arguments(request.method, todo[0].train)
+    if todo[0].train is not None:
+        _check_every_class(request.method, todo[0].train)
     if request.method == "auto" or not _asks_new(todo[0]):
         return
     if not names_new_classes(method_class(request.method)):
@@ -229,6 +231,15 @@ def _check_method(request: Request, todo: Sequence[Trial]) -> None:
         raise ValueError(
             f"the protocol {request.protocol} asks for new classes, and a class-specific context belongs to those that it was "
             "learned for: set class_specific=false"
+        )
+
+
+def _check_every_class(method: str, train: LabelledSet) -> None:
+    empty = [name for name, count in train.weighed_counts().items() if not count]
+    if empty and (method == "auto" or method_class(method).needs_every_class):
+        raise ValueError(
+            f"{len(empty)} classes have no training picture: {_some(empty)}. {method} learns each class from pictures: give at "
+            "least one of each, or leave them out; `wordsight long-tail` takes such data, and counts their pictures as wrong"
         )
 
 

@@ -70,7 +70,8 @@ def command(
     \b
     Methods: all    zero_shot, linear_probe, decoder+LOSS, decoder+cross_entropy+STAGE
              coop   coop+LOSS, learned prompts; each step costs as much as all classes' texts
-             tuned  projection+LOSS, and what looks at pictures anew: fine_tune+LOSS+PART, lift
+             tuned  projection+LOSS, and what looks at pictures anew: fine_tune+LOSS+PART, lift;
+                    projection and fine_tune with +wise_ft behind it too
              or names of such cells, with commas between
     A recipe's methods and settings give way to those that are named beside it.
     """
