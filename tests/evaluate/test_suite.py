@@ -165,6 +165,23 @@ def test_other_versions_are_told_and_an_own_evaluator_that_changed_is_measured_a
     assert "measured before with wordsight 0.0.9 (now " in said[-1]
 
 
+def test_a_models_own_prompts_are_asked_for(tmp_path: Path) -> None:
+    """They are no part of its weights; an evaluator without prompts of its own takes them."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class ByOwn(Count):
+        prompts: str | None = None
+
+    model = wordsight.create("clip-tiny")
+    items = [SuiteItem(name="own", evaluator=ByOwn()), SuiteItem(name="given", evaluator=ByOwn(prompts="simple"))]
+
+    def once(prompts: str) -> int:
+        model.provenance = {"prompts": prompts}
+        return run_suite(items, [candidate(model, "tiny")], tmp_path / "run").again
+
+    assert [once(prompts) for prompts in ("name", "name", "simple")] == [2, 0, 1]
+
+
 def test_a_damaged_measurement_is_made_anew(model: ColourModel, tmp_path: Path) -> None:
     items = [SuiteItem(name="one", evaluator=Count())]
     run_suite(items, [candidate(model)], tmp_path)

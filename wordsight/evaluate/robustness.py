@@ -298,6 +298,8 @@ class RobustnessItem:
 def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
     """The robustness suite: corruptions and unseen drawings of the embedded pictures, ImageNet's natural shifts, geography.
 
+    All models are asked by the same prompts, not by their own, so that they can be compared.
+
     Args:
         root: the folder of all data sets; None: only what needs none. Where `BASELINE` lies in it, natural shifts are held
             against it.
@@ -305,10 +307,10 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
     items = [
         RobustnessItem(
             name="corruptions-sample",
-            evaluator=Corruptions(severities=(1, 3, 5), size_px=64, max_pictures=200),  # the pictures' own size
+            evaluator=Corruptions(prompts="name", severities=(1, 3, 5), size_px=64, max_pictures=200),  # the pictures' own size
             data="sample:test-twemoji-seen",
         ),
-        RobustnessItem(name="vendor-shift", evaluator=VendorShift()),
+        RobustnessItem(name="vendor-shift", evaluator=VendorShift(prompts="name")),
     ]
     if root is not None:
         table = Path(root) / BASELINE
@@ -319,6 +321,6 @@ def robustness_items(root: str | Path | None) -> list[RobustnessItem]:
         together = NaturalShifts(root=root, baseline=baseline)
         items.append(RobustnessItem(name="natural-shifts", evaluator=together, needs=together.needs))
         for name in ("geode", "dollar_street"):
-            geography = Geography(name=name, root=root)
+            geography = Geography(name=name, root=root, prompts="simple")
             items.append(RobustnessItem(name=name.replace("_", "-"), evaluator=geography, needs=geography.needs))
     return items

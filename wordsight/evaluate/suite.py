@@ -26,6 +26,7 @@ from wordsight.evaluate.embedding import Embedded, embed_source
 from wordsight.evaluate.feature_cache import Layer
 from wordsight.evaluate.folders import hold
 from wordsight.evaluate.kept import Kept, kept_of, read_kept, versions, write_kept
+from wordsight.evaluate.prompts import own_prompts
 from wordsight.evaluate.results import Finding, Judgement, fingerprint, name_data, write_atomically
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -209,7 +210,8 @@ class _Work:
     def _item(self, model: Any, about: Mapping[str, Any], item: SuiteItem, order: int, folder: Path) -> None:
         head = f"[{self._step} of {self.total}] {about['name']} · {item.name}"
         read = [*(item.data.values() if isinstance(item.data, Mapping) else [item.data]), *(path for path, _ in item.needs)]
-        asked = _digest([about["weights"], settings_of(item), list(map(_stamp, read))])
+        own = [own_prompts(model)] if getattr(item.evaluator, "prompts", "") is None else []  # the weights don't tell these
+        asked = _digest([about["weights"], settings_of(item), list(map(_stamp, read)), *own])
         try:
             kept = read_kept(folder)
         except ValueError as error:

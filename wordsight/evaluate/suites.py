@@ -129,7 +129,12 @@ def datacomp38(root: Path) -> list[SuiteItem]:
     DataComp's mean of 38 is thus not what the mean of this suite is.
     """
     groups = [
-        SuiteItem(name=name, evaluator=Geography(name=name, root=root), metric=metric, needs=geography_needs(name, root))
+        SuiteItem(
+            name=name,
+            evaluator=Geography(name=name, root=root, prompts="simple"),
+            metric=metric,
+            needs=geography_needs(name, root),
+        )
         for name, metric in (("geode", "region_worst"), ("dollar_street", "income_worst"))
     ]
     return [*(_published(key, root) for key in DATACOMP), *groups]

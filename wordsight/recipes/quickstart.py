@@ -39,6 +39,7 @@ def quickstart() -> Recipe:
         recalibrate_batches=16,
         prompts="name",
         evaluate_every_steps=475,
+        evaluate_max_share=0.1,
         best_metric="step",
         log_every_steps=10,
         checkpoint_every_s=60.0,
