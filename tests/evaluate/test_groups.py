@@ -7,8 +7,9 @@ import pytest
 
 from tests.evaluate.conftest import COLOURS, ColourModel, picture
 from wordsight.data.geography import GroupedSet, read_grouped
-from wordsight.evaluate.groups import GroupAccuracy, group_figures
+from wordsight.evaluate.groups import GroupAccuracy, GroupTable, group_figures
 from wordsight.evaluate.metrics import wilson_interval
+from wordsight.evaluate.suite import Candidate, SuiteItem, run_suite
 
 
 def answers(**shares: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
@@ -106,7 +107,7 @@ def table(tmp_path: Path) -> GroupedSet:
     return read_grouped(tmp_path / "t.csv", group_columns=("side", "colour"))
 
 
-def test_evaluator(model: ColourModel, table: GroupedSet) -> None:
+def test_evaluator(model: ColourModel, table: GroupedSet, tmp_path: Path) -> None:
     found = GroupAccuracy(prompts="name", least_count=1).judge(model, table)
     assert found.metrics["top1"].value == 5 / 6
     assert found.metrics["top1"].chance == pytest.approx((5 / 3 + 2 / 3) / 6), "one picture has two right labels of three"
@@ -118,6 +119,12 @@ def test_evaluator(model: ColourModel, table: GroupedSet) -> None:
     ]  # fmt: skip
     assert found.outcomes[0].values.tolist() == [1, 1, 1, 1, 0, 1]
     top3 = GroupAccuracy(k=3, prompts="name", by=("side",), least_count=1).run(model, table)
+    accuracy = GroupAccuracy(prompts="name", least_count=1)
+    asked = GroupTable(path=tmp_path / "t.csv", group_columns=("side",), accuracy=accuracy)
+    in_suite = SuiteItem(name="sides", evaluator=asked, metric="side_worst")
+    outcome = run_suite([in_suite], [Candidate(name="colours", load=lambda: model)], tmp_path / "run")
+    assert outcome.failed == ()
+    assert outcome.measured[0][1].metrics["side_worst"] == found.metrics["side_worst"]
     assert top3["top3"].value == 1.0
     assert top3["top3"].chance == 1.0
     assert "colour_worst" not in top3

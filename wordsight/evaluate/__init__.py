@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from wordsight.evaluate.embedding import Embedded, embed_source
     from wordsight.evaluate.examples import write_examples
     from wordsight.evaluate.few_shot_curve import FewShotCurve
-    from wordsight.evaluate.groups import Geography, GroupAccuracy
+    from wordsight.evaluate.groups import Geography, GroupAccuracy, GroupTable
     from wordsight.evaluate.multi_label import MultiLabel
     from wordsight.evaluate.probing import KNN, LinearProbe, NearestMean, Ridge
     from wordsight.evaluate.prompt_sets import PromptSet, prompt_set
@@ -31,6 +31,7 @@ _HOMES = {
     "FewShotCurve": "few_shot_curve",
     "Geography": "groups",
     "GroupAccuracy": "groups",
+    "GroupTable": "groups",
     "Judgement": "results",
     "KNN": "probing",
     "LinearProbe": "probing",
@@ -64,6 +65,7 @@ __all__ = [
     "FewShotCurve",
     "Geography",
     "GroupAccuracy",
+    "GroupTable",
     "Judgement",
     "LinearProbe",
     "MultiLabel",

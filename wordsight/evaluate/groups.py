@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wordsight.data.geography import GroupedSet, geography_needs, open_dollar_street, open_geode
+from wordsight.data.geography import GroupedSet, geography_needs, open_dollar_street, open_geode, read_grouped
 from wordsight.evaluate.embedding import embed_source, require_embedder
 from wordsight.evaluate.metrics import BOOTSTRAP_SEED, proportion, recall_chance, wilson_interval
 from wordsight.evaluate.prompts import class_embeddings, fill, own_prompts, prompt_templates
@@ -168,6 +168,25 @@ class Geography:
             num_workers=self.num_workers,
             progress=self.progress,
         ).judge(model, data, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupTable:
+    """A table of one's own whose columns name groups, as an item of a suite.
+
+    Attributes:
+        path: see `wordsight.data.geography.read_grouped`.
+        group_columns: what to group by.
+        accuracy: how it is judged.
+    """
+
+    path: str | Path
+    group_columns: Sequence[str]
+    accuracy: GroupAccuracy = GroupAccuracy()
+
+    def judge(self, model: Any, *, cache: str | os.PathLike[str] | None = None) -> Finding:
+        """What `GroupAccuracy` finds."""
+        return self.accuracy.judge(model, read_grouped(self.path, group_columns=self.group_columns), cache=cache)
 
 
 def _chance(right_sets: list[set[int]], num_classes: int, k: int) -> float:
