@@ -14,13 +14,14 @@ from sklearn.metrics import f1_score
 import wordsight
 from tests.data.test_evaluation_layouts import clip_benchmark, npy, saved
 from tests.evaluate.conftest import COLOURS, ColourModel, picture
+from tests.evaluate.failures.test_readers import MAKERS
 from wordsight.data.layouts import LAYOUTS
 from wordsight.evaluate import ZeroShot, embed_source
 from wordsight.evaluate.failures import generated
 from wordsight.evaluate.prompt_sets import prompt_set
 from wordsight.evaluate.published import Published, macro_f1
 from wordsight.evaluate.suite import Candidate, SuiteItem, run_suite
-from wordsight.evaluate.suites import CLIP27, DATACOMP, SUITES, clip27, datacomp38, quick
+from wordsight.evaluate.suites import CLIP27, DATACOMP, SUITES, clip27, datacomp38, failures, quick
 from wordsight.evaluate.task_metrics import published as published_metrics
 from wordsight.types import Metric
 
@@ -91,6 +92,18 @@ def test_a_random_model_is_at_chance_everywhere(tmp_path: Path) -> None:
     assert at_chance(
         {"top5": Metric(honest.value + 0.1, honest.count, (honest.ci95[0] + 0.1, honest.ci95[1] + 0.1), "", honest.chance)}, tests
     )
+
+
+def test_published_tests_are_in_the_failures_where_they_lie(tmp_path: Path) -> None:
+    assert [item.name for item in failures(tmp_path)] == [mode.name for mode in generated()]
+    places = {"aro-relation": "aro", "aro-attribution": "aro", "aro-order": "aro", "clevr-counts": "CLEVR_v1.0"}
+    for name, make in MAKERS.items():
+        make(tmp_path / places.get(name, name))
+    items = failures(tmp_path)[len(generated()) :]
+    found = run(items, wordsight.create("clip-tiny", seed=0), tmp_path / "run")
+    files = {"aro-order": "aro-order-coco_order", "valse": "valse-actant-swap", "nlvr2": "nlvr2-dev"}
+    assert sorted(found) == sorted(files.get(name, name) for name in MAKERS)
+    assert set(found["winoground"]) == {"accuracy", "text", "image", "group"}
 
 
 # Published sets in their layouts

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from wordsight.data.geography import geography_needs
 from wordsight.data.layouts import LAYOUTS
-from wordsight.evaluate.failures import generated
+from wordsight.evaluate.failures import PublishedTest, generated
 from wordsight.evaluate.groups import Geography
 from wordsight.evaluate.published import Published
 from wordsight.evaluate.retrieval import Retrieval
@@ -35,8 +36,34 @@ def quick(root: Path) -> list[SuiteItem]:
 
 
 def failures(root: Path) -> list[SuiteItem]:
-    """What CLIP is known to fail at, made from seeds with exact labels: 400 items of each mode, nothing to fetch."""
-    return _generated(400)
+    """What CLIP is known to fail at, made from seeds with exact labels: 400 items of each mode, nothing to fetch; and those
+    published tests that lie under ROOT."""
+    return [*_generated(400), *_published_tests(root)]
+
+
+# reader: the file that shows that a test is there, and how many folders above it the reader is given (0: the file)
+_TESTS = {
+    "winoground": ("winoground/examples.jsonl", 1),
+    "aro-relation": ("aro/visual_genome_relation.json", 1),
+    "aro-attribution": ("aro/visual_genome_attribution.json", 1),
+    "aro-order": ("aro/*_order.json", 0),
+    "sugarcrepe": ("sugarcrepe/add_att.json", 1),
+    "valse": ("valse/*.json", 0),
+    "clevr-counts": ("CLEVR_v1.0/scenes/CLEVR_val_scenes.json", 2),
+    "nlvr2": ("nlvr2/*.json", 0),
+}
+
+
+def _published_tests(root: Path) -> list[SuiteItem]:
+    return [
+        SuiteItem(
+            name=name if above else f"{name}-{re.sub('[^A-Za-z0-9._+-]', '-', file.stem)}",
+            evaluator=PublishedTest(name=name, path=file.parents[above - 1] if above else file),
+            needs=((file, f"the questions of {name}"),),
+        )
+        for name, (pattern, above) in _TESTS.items()
+        for file in sorted(root.glob(pattern))
+    ]
 
 
 def _generated(num: int) -> list[SuiteItem]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from wordsight.evaluate.failures.counting import Counting
     from wordsight.evaluate.failures.items import FailureMode, Item, judge_items
     from wordsight.evaluate.failures.order import Negation, WordOrder
-    from wordsight.evaluate.failures.readers import READERS, Published, published
+    from wordsight.evaluate.failures.readers import READERS, Published, PublishedTest, published
     from wordsight.evaluate.failures.senses import Polysemy
     from wordsight.evaluate.failures.sheet import contact_sheet
     from wordsight.evaluate.failures.space import SizeDistance, Spatial
@@ -36,6 +36,7 @@ _HOMES = _MODES | {
     "FailureMode": "items",
     "Item": "items",
     "Published": "readers",
+    "PublishedTest": "readers",
     "READERS": "readers",
     "contact_sheet": "sheet",
     "judge_items": "items",
@@ -52,6 +53,7 @@ __all__ = [
     "Objects",
     "Polysemy",
     "Published",
+    "PublishedTest",
     "Reading",
     "SizeDistance",
     "Spatial",

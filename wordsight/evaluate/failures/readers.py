@@ -93,6 +93,23 @@ def published(name: str, path: _Path, images: _Path | None = None) -> Published:
     return READERS[name](path, images)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PublishedTest:
+    """A published test that is read when it is measured, as an item of a suite.
+
+    Attributes:
+        name, path, images: see `published`.
+    """
+
+    name: str
+    path: str | Path
+    images: str | Path | None = None
+
+    def judge(self, model: Any, *, batch_size: int = 64, progress: bool = False) -> Finding:
+        """What `Published` finds."""
+        return published(self.name, self.path, self.images).judge(model, batch_size=batch_size, progress=progress)
+
+
 # --------------------------------------------------------------------------------------------------------------- the readers
 
 
