@@ -117,8 +117,9 @@ def test_data_and_split_are_told_from_what_was_typed(spec: str, named: tuple[str
 
 def test_judgements_say_what_each_sample_came_to(model: ColourModel, colour_folder: Callable[..., Path], tmp_path: Path) -> None:
     judgement = ZeroShot(prompts="name").judge(model, colour_folder({"red": 4, "green": 3, "blue": 2}, wrong=1))
-    (outcomes,) = judgement.outcomes
-    assert outcomes.metric == "top1"
+    outcomes, per_class = judgement.outcomes
+    assert (outcomes.metric, per_class.metric) == ("top1", "mean_per_class")
+    assert per_class.values.mean() == pytest.approx(judgement.metrics["mean_per_class"].value)
     assert dict(zip(outcomes.keys, outcomes.values, strict=True))["red/00.png"] == 0
     assert outcomes.values.mean() == judgement.metrics["top1"].value == pytest.approx(8 / 9)
     rows = [{"path": f"{i}.png", "captions": [f"a {name} one", f"some {name}"]} for i, name in enumerate(COLOURS)]
