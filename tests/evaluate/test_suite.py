@@ -22,7 +22,7 @@ import wordsight
 from tests.evaluate.conftest import COLOURS, ColourModel, picture
 from wordsight.evaluate import Retrieval, ZeroShot
 from wordsight.evaluate.folders import hold
-from wordsight.evaluate.kept import read_kept
+from wordsight.evaluate.kept import code_digest, read_kept
 from wordsight.evaluate.probing import Ridge
 from wordsight.evaluate.results import Finding, fingerprint
 from wordsight.evaluate.suite import Candidate, SuiteItem, duration, image_gflops, run_suite, settings_of
@@ -163,6 +163,9 @@ def test_other_versions_are_told_and_an_own_evaluator_that_changed_is_measured_a
     path.write_text(json.dumps(content | {"versions": content["versions"] | {"wordsight": "0.0.9"}}))
     assert once("0.25") == 0
     assert "measured before with wordsight 0.0.9 (now " in said[-1]
+    path.write_text(json.dumps(content | {"versions": content["versions"] | {"wordsight's code": "0123456789ab"}}))
+    assert once("0.25") == 0
+    assert f"with wordsight's code 0123456789ab (now {code_digest()})" in said[-1], "a working copy that was edited"
 
 
 def test_a_models_own_prompts_are_asked_for(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,18 @@ def folder_name(kept: Kept) -> str:
     return f"{words[-80:]}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
+@cache
+def code_digest() -> str:
+    """12 hex digits of this package's Python files: two states of one version, e.g. of a working copy, can give other figures."""
+    digest, root = hashlib.sha256(), Path(__file__).parent.parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def versions() -> dict[str, str]:
-    """Python's version and those of `PACKAGES`."""
-    found = {"python": platform.python_version()}
+    """Python's version, those of `PACKAGES`, and the state of this package's code."""
+    found = {"python": platform.python_version(), "wordsight's code": code_digest()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
