@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from studies.pages import T_OF_THREE, put_tables
 from wordsight.recipes.quickstart import quickstart
 from wordsight.train.loop import fit
 from wordsight.train.recipe import Recipe, find_recipe
@@ -28,10 +29,8 @@ from wordsight.train.recipe import Recipe, find_recipe
 SAMPLES = 65_536
 SEEDS = (0, 1, 2)
 BATCH_SIZES = (64, 256, 1_024, 4_096)
-T_OF_THREE = 4.303  # 97.5% quantile of Student's t with two degrees of freedom
 SEEN, UNSEEN = "test-twemoji-seen", "test-twemoji-unseen"
 PAGE = Path(__file__).parent.parent / "docs" / "studies" / "contrastive.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def at_equal_samples(recipe: Recipe, batch_size: int = 256) -> Recipe:
@@ -149,12 +148,7 @@ def tables(results: dict[str, list[dict[str, float]]]) -> str:
 
 def write_page(results: dict[str, Any]) -> None:
     """Put the tables between the page's marks, and every seed's figures beside it."""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    page = PAGE.read_text() if PAGE.exists() else f"# Contrastive systems at the same samples seen\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{after}")
+    put_tables(PAGE, "Contrastive systems at the same samples seen", tables(results), results)
 
 
 def main() -> None:

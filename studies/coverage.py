@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from studies.pages import put_tables
 from wordsight.evaluate.intervals import bootstrap_interval, paired_bootstrap, share_interval
 from wordsight.evaluate.metrics import wilson_interval
 
@@ -29,7 +30,6 @@ RUNS = 1000
 BOOTSTRAPS = 400  # runs of the rules that draw
 DRAWS = 1000
 PAGE = Path(__file__).parent.parent / "docs" / "studies" / "coverage.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 Bounds = tuple[float, float]
 
 
@@ -243,10 +243,7 @@ def tables() -> Iterator[str]:
 
 def write_page() -> None:
     """Put the tables into the page, between its markers."""
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(before + BEGIN + "\n".join(tables()) + "\n\n" + END + after, encoding="utf-8")
+    put_tables(PAGE, "How often intervals hold the truth", "\n".join(tables()).lstrip("\n") + "\n")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import wordsight
+from studies.pages import T_OF_THREE, put_tables
 from wordsight.adapt import METHODS, image_features, method_class
 from wordsight.adapt.features import ImageFeatures, Layer
 from wordsight.data import open_source
@@ -41,10 +42,8 @@ SHIFT_LENGTHS = (1, 4, 8)
 PROJECTED = "linear_probe_projected"
 LEARNED = (*(method for method in METHODS if method not in ("zero_shot", "decoder")), PROJECTED)
 PROMPT_METHODS = ("coop", "cocoop")
-T_OF_THREE = 4.303  # 97.5% quantile of Student's t with two degrees of freedom
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "studies" / "few_labels.md", DOCS / "pictures" / "few_labels.svg"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 class Work:
@@ -302,12 +301,7 @@ def draw(cells: dict[str, dict[str, float]]) -> None:
 
 def write_page(cells: dict[str, dict[str, float]]) -> None:
     """Put the tables between the page's marks, every cell beside it, and the plot."""
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
-    page = PAGE.read_text() if PAGE.exists() else f"# Few labels\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{tables(cells)}\n{END}{after}")
+    put_tables(PAGE, "Few labels", tables(cells), cells)
     draw(cells)
 
 

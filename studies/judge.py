@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 
 import wordsight
 from studies.few_labels import cifar
+from studies.pages import put_tables
 from wordsight.evaluate.compare import Comparison, compare, read_runs
 from wordsight.evaluate.compare_report import render_markdown, write_comparison
 from wordsight.evaluate.few_shot_curve import FewShotCurve
@@ -32,7 +32,6 @@ from wordsight.evaluate.zero_shot import ZeroShot
 TRAIN_A_CLASS = 500
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "studies" / "judge.md"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def items(root: Path) -> list[SuiteItem]:
@@ -140,11 +139,7 @@ def main() -> None:
         print(f"{model}, {item} failed: {error}")
     comparison, by_model = compared(options.folder)
     records = {name: [record for kept in all_of.values() for record in kept.records()] for name, all_of in by_model.items()}
-    PAGE.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
-    page = PAGE.read_text() if PAGE.exists() else f"# The judge\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{render_markdown(comparison)}\n{details(by_model)}\n{END}{after}")
+    put_tables(PAGE, "The judge", f"{render_markdown(comparison)}\n{details(by_model)}", records)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from PIL import Image
 
 import wordsight
 from studies.few_labels import cifar, table
+from studies.pages import T_OF_THREE, put_tables
 from wordsight.adapt.grid import run_grid
 from wordsight.adapt.grid_methods import ALL, GridRequest
 from wordsight.adapt.pictures import open_data
@@ -48,10 +49,8 @@ DECODER = {  # both are smaller than the published 8,192 steps of 256: two cores
     "quickstart": {"steps": 300, "batch_size": 128},
     "lit": {"steps": 200, "batch_size": 64, "num_layers": 1, "precision": "bfloat16", "learning_rate": 0.01},
 }
-T_OF_THREE = 4.303  # 97.5% quantile of Student's t with two degrees of freedom
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PICTURE = DOCS / "studies" / "long_tail.md", DOCS / "pictures" / "long_tail.svg"
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 COLUMNS = ("top1", "top1_many", "top1_medium", "top1_few", "mean_per_class", "macro_f1")
 
 
@@ -266,16 +265,12 @@ def draw(cells: dict[str, dict[str, Any]]) -> None:
 
 def write_page(cells: dict[str, dict[str, Any]]) -> None:
     """Put the tables between the page's marks, every cell beside it, and the plot."""
-    PAGE.with_suffix(".json").write_text(json.dumps(cells, indent=1) + "\n")
-    page = PAGE.read_text() if PAGE.exists() else f"# The long tail\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
     chosen = [
         [where, best, f"{100 * mean:+.1f}", "-" if math.isnan(few) else f"{100 * few:+.1f}"]
         for where, best, mean, few in gains(cells)
     ]
     head = ["", "chosen on validation", "mean per class over the linear probe, points", "few over the linear probe, points"]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(head, chosen)}\n\n{tables(cells)}\n{END}{after}")
+    put_tables(PAGE, "The long tail", f"{table(head, chosen)}\n\n{tables(cells)}", cells)
     draw(cells)
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from studies import contrastive
+from studies import contrastive, pages
 
 
 def test_every_arm_sees_the_same_samples() -> None:
@@ -45,6 +45,6 @@ def test_the_page_keeps_what_is_written_by_hand(tmp_path, monkeypatch: pytest.Mo
 def test_the_pages_tables_are_those_of_its_figures() -> None:
     figures = json.loads(contrastive.PAGE.with_suffix(".json").read_text())
     assert {name: len(seeds) for name, seeds in figures.items()} == dict.fromkeys(contrastive.arms(), 3)
-    between = re.search(f"{contrastive.BEGIN}\n(.*)\n{contrastive.END}", contrastive.PAGE.read_text(), re.DOTALL)
+    between = re.search(f"{pages.BEGIN}\n(.*)\n{pages.END}", contrastive.PAGE.read_text(), re.DOTALL)
     assert between is not None
     assert between[1] == contrastive.tables(figures)

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from studies import judge, long_tail
+from studies import judge, long_tail, pages
 from wordsight.evaluate.report import figure
 
 
 def test_the_long_tails_tables_are_those_of_its_figures() -> None:
     cells = json.loads(long_tail.PAGE.with_suffix(".json").read_text())
-    between = re.search(f"{long_tail.BEGIN}\n(.*)\n{long_tail.END}", long_tail.PAGE.read_text(), re.DOTALL)
+    between = re.search(f"{pages.BEGIN}\n(.*)\n{pages.END}", long_tail.PAGE.read_text(), re.DOTALL)
     assert between is not None
     assert between[1].endswith(long_tail.tables(cells))
     for where, best, mean, _ in long_tail.gains(cells):

@@ -296,17 +296,7 @@ class Decoder(AdaptedClassifier):
             if self.stage2 not in KINDS:
                 raise ValueError(f"stage2 must be one of {', '.join(KINDS)}, or None, got {self.stage2!r}")
         step_loss(self.loss, torch.ones(2), steps=1, head_scale=None if self.head == "linear" else 1.0)
-        return Schedule(
-            steps=self.steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            warmup_steps=self.warmup_steps,
-            sampling=self.sampling,
-            precision=self.precision,
-            seed=self.seed,
-        )
+        return Schedule.of(self)
 
     def _start(self, tokens: Tokens) -> TokenDecoder:
         """The decoder before its first step, on the model's device."""

@@ -280,19 +280,8 @@ class FineTune(AdaptedClassifier):
         step_loss(self.loss, torch.ones(2), steps=1, head_scale=self._cosine_scale())
 
     def _schedule(self, num_pictures: int) -> Schedule:
-        return Schedule(
-            steps=math.ceil(self.epochs * num_pictures / self.batch_size),
-            batch_size=self.batch_size,
-            learning_rate=RATES[self.part] if self.learning_rate is None else self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            optimizer=self.optimizer,
-            decay=self.decay,
-            warmup_steps=self.warmup_steps,
-            sampling=self.sampling,
-            precision=self.precision,
-            seed=self.seed,
-        )
+        rate = RATES[self.part] if self.learning_rate is None else self.learning_rate
+        return Schedule.of(self, steps=math.ceil(self.epochs * num_pictures / self.batch_size), learning_rate=rate)
 
     # ---------------------------------------------------------------------------------------------------------- start
 

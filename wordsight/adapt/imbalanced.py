@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +95,12 @@ class Schedule:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def of(cls, estimator: Any, **given: Any) -> Schedule:
+        """The schedule of an estimator's parameters of these names, but for those that are given."""
+        names = [one.name for one in fields(cls) if one.name not in given and hasattr(estimator, one.name)]
+        return cls(**{name: getattr(estimator, name) for name in names}, **given)
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step` (from 0): linear over the warm-up, then as `decay` says."""

@@ -190,15 +190,4 @@ class Projection(AdaptedClassifier):
     def _schedule(self, num_pictures: int) -> Schedule:
         number(self, "epochs", 0)
         number(self, "batch_size", 1, whole=True)
-        return Schedule(
-            steps=math.ceil(self.epochs * num_pictures / self.batch_size),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            optimizer=self.optimizer,
-            decay=self.decay,
-            warmup_steps=self.warmup_steps,
-            sampling=self.sampling,
-            seed=self.seed,
-        )
+        return Schedule.of(self, steps=math.ceil(self.epochs * num_pictures / self.batch_size))
