@@ -156,7 +156,13 @@ def as_tensor(part: Any, device: torch.device, dtype: torch.dtype | None) -> Ten
 
 
 def feature_blocks(part: Any, num_classes: int, device: torch.device, dtype: torch.dtype | None) -> Iterator[Tensor]:
-    """Rows [n, D] of a part, in order: few enough that neither they nor a number for each class of each are large."""
-    size = max(256, min(BLOCK_NUMBERS // num_classes, BLOCK_FEATURES // max(1, part.shape[1])))
+    """Rows [n, D] of a part, in order: few enough that a number for each class of each is not large.
+
+    Nor is a block that is a copy, read from a file or turned into another type; a tensor that is as it is wanted is looked at.
+    """
+    size = BLOCK_NUMBERS // num_classes
+    if not (isinstance(part, Tensor) and part.device == device and dtype in (None, part.dtype)):
+        size = min(size, BLOCK_FEATURES // max(1, part.shape[1]))
+    size = max(256, size)
     for start in range(0, len(part), size):
         yield as_tensor(part[start : start + size], device, dtype)
